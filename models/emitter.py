@@ -1,0 +1,157 @@
+"""The part of the builder below the layers: nodes, parameters, constants, names and the export."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+Array = npt.NDArray[np.float32]
+Shape = tuple[int | str, ...]
+
+OPSETS = range(13, 23)
+# onnxruntime refuses an IR version that is newer than itself: take the oldest one that covers the opset.
+_IR_VERSION_UP_TO_OPSET_17 = 8
+_IR_VERSION_FROM_OPSET_18 = 10
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the network while it is built.
+
+    Attributes:
+        tensor: The graphsurgeon tensor.
+        shape: Its shape; the batch may be a name.
+        power: Estimate of the mean square of its elements, without the mean that all channels share. The layers
+            scale their weights with it, which keeps the activations of a deep network near one although no data
+            has ever passed through it.
+    """
+
+    tensor: Any
+    shape: Shape
+    power: float = 1.0
+
+    @property
+    def channels(self) -> int:
+        """Size of axis 1."""
+        return int(self.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Height, which is also the width, of a feature map."""
+        return int(self.shape[2])
+
+
+class Emitter:
+    """Writes nodes into one graph, with the names that the TorchScript exporter of PyTorch would give.
+
+    A layer is addressed by its dotted module name, "layer1.0.conv1": its parameters are "layer1.0.conv1.weight" and
+    so on, its nodes lie under "/layer1/layer1.0/conv1/".
+    """
+
+    def __init__(self, name: str, *, seed: int, opset: int, batch: int | str, image: int) -> None:
+        if opset not in OPSETS:
+            raise ValueError(f"opset {opset}: the builders write opsets {OPSETS.start} to {OPSETS.stop - 1}")
+        self.opset = opset
+        self.batch = batch
+        self._rng = np.random.default_rng(seed)
+        self._names: Counter[str] = Counter()
+        self._parameters: dict[str, Array] = {}
+        shape: Shape = (batch, 3, image, image)
+        self.input = Value(gs.Variable("input", dtype=np.float32, shape=shape), shape)
+        self._graph = gs.Graph(name=name, opset=opset, inputs=[self.input.tensor])
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[Value],
+        module: str = "",
+        *,
+        shape: Shape | None = None,
+        power: float | None = None,
+        **attrs: Any,
+    ) -> Value:
+        """Append a node with one output, which has the first input's shape and power unless told otherwise."""
+        (tensor,) = self._append(op, inputs, module, 1, attrs)
+        first = inputs[0]
+        return Value(tensor, first.shape if shape is None else shape, first.power if power is None else power)
+
+    def emit_split(self, x: Value, module: str, parts: int, axis: int) -> list[Value]:
+        """Append a Split into equal parts."""
+        width = int(x.shape[axis]) // parts
+        sizes = self.constant(np.full(parts, width, dtype=np.int64), module)
+        tensors = self._append("Split", [x, sizes], module, parts, {"axis": axis})
+        shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
+        return [Value(tensor, shape, x.power) for tensor in tensors]
+
+    def parameter(self, name: str, values: Array) -> Value:
+        """Make an initializer."""
+        self._parameters[name] = values
+        return Value(gs.Constant(name, np.empty(0, dtype=np.float32)), values.shape)
+
+    def constant(self, values: npt.ArrayLike, module: str = "") -> Value:
+        """Append a Constant node, the form that exporters give to shapes, axes and scalars."""
+        array = np.asarray(values)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        (tensor,) = self._append("Constant", [], module, 1, {"value": gs.Constant("", array)})
+        return Value(tensor, array.shape)
+
+    def normal(self, shape: Sequence[int], std: float) -> Array:
+        """Draw normal values around zero."""
+        values = self._rng.standard_normal(shape, dtype=np.float32)
+        values *= np.float32(std)
+        return values
+
+    def uniform(self, size: int, low: float, high: float) -> Array:
+        """Draw a vector of uniform values."""
+        return (low + (high - low) * self._rng.random(size, dtype=np.float32)).astype(np.float32)
+
+    def finish(self, output: Value) -> onnx.ModelProto:
+        """Name the network's output and export the model."""
+        output.tensor.name = "output"
+        output.tensor.dtype = np.float32
+        output.tensor.shape = output.shape
+        self._graph.outputs = [output.tensor]
+        model: onnx.ModelProto = gs.export_onnx(self._graph, producer_name="ucpe-onnx-models")
+        # The export copies every tensor four times, seconds for a large network: it sees empty ones, filled in here.
+        for tensor in model.graph.initializer:
+            values = self._parameters[tensor.name]
+            tensor.dims[:] = values.shape
+            tensor.raw_data = values.tobytes()
+        model.ir_version = _IR_VERSION_UP_TO_OPSET_17 if self.opset <= 17 else _IR_VERSION_FROM_OPSET_18
+        return model
+
+    def _append(
+        self, op: str, inputs: Sequence[Value], module: str, outputs: int, attrs: Mapping[str, Any]
+    ) -> list[Any]:
+        name = self._unique(f"{_scope(module)}/{op}")
+        tensors = [gs.Variable(f"{name}_output_{index}") for index in range(outputs)]
+        node = gs.Node(op, name, dict(attrs), [value.tensor for value in inputs], tensors)
+        self._graph.nodes.append(node)
+        return tensors
+
+    def _unique(self, name: str) -> str:
+        seen = self._names[name]
+        self._names[name] += 1
+        return f"{name}_{seen}" if seen else name
+
+
+def fan_in_std(fan_in: int, power: float) -> float:
+    """Standard deviation of weights that give outputs of power one: He's rule, for inputs of any power."""
+    return 1.0 / math.sqrt(fan_in * power)
+
+
+def _scope(module: str) -> str:
+    """Turn "layer1.0.conv1" into "/layer1/layer1.0/conv1": a numbered child carries its parent's name."""
+    scopes: list[str] = []
+    for part in module.split(".") if module else ():
+        scopes.append(f"{scopes[-1]}.{part}" if part.isdigit() and scopes else part)
+    return "".join(f"/{scope}" for scope in scopes)

@@ -1,0 +1,76 @@
+"""MobileNetV2 (Sandler et al. 2018) and MnasNet (Tan et al. 2019): inverted residuals with depthwise convolutions."""
+
+from __future__ import annotations
+
+from .builder import Net
+from .emitter import Value
+
+# Expansion, kernel, stride of the first block, output channels, blocks.
+_MOBILENET_V2_STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 3, 2, 32, 3),
+    (6, 3, 2, 64, 4),
+    (6, 3, 1, 96, 3),
+    (6, 3, 2, 160, 3),
+    (6, 3, 1, 320, 1),
+)
+_MNASNET_STAGES = (
+    (3, 3, 2, 24, 3),
+    (3, 5, 2, 40, 3),
+    (6, 5, 2, 80, 3),
+    (6, 3, 1, 96, 2),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+
+
+def mobilenet_v2(net: Net) -> Value:
+    """Width 1.0."""
+    x = net.relu6(net.conv_bn(net.input, "features.0.0", "features.0.1", 32, 3, stride=2), "features.0.2")
+    index = 1
+    for expansion, _, first_stride, out, depth in _MOBILENET_V2_STAGES:
+        for block in range(depth):
+            stride = first_stride if block == 0 else 1
+            x = _mobilenet_block(net, x, f"features.{index}", expansion=expansion, stride=stride, out=out)
+            index += 1
+    x = net.relu6(net.conv_bn(x, f"features.{index}.0", f"features.{index}.1", 1280), f"features.{index}.2")
+    return net.classify(x, "classifier.1", pool="")
+
+
+def mnasnet1_0(net: Net) -> Value:
+    """MnasNet-B1, depth multiplier 1.0."""
+    x = net.relu(net.conv_bn(net.input, "layers.0", "layers.1", 32, 3, stride=2), "layers.2")
+    x = net.relu(net.conv_bn(x, "layers.3", "layers.4", 32, 3, groups=32), "layers.5")
+    x = net.conv_bn(x, "layers.6", "layers.7", 16)
+    for index, (expansion, kernel, first_stride, out, depth) in enumerate(_MNASNET_STAGES, start=8):
+        for block in range(depth):
+            stride = first_stride if block == 0 else 1
+            x = _mnasnet_block(
+                net, x, f"layers.{index}.{block}", expansion=expansion, kernel=kernel, stride=stride, out=out
+            )
+    x = net.relu(net.conv_bn(x, "layers.14", "layers.15", 1280), "layers.16")
+    return net.linear(net.spatial_mean(x), "classifier.1", net.classes)
+
+
+def _mobilenet_block(net: Net, x: Value, module: str, *, expansion: int, stride: int, out: int) -> Value:
+    width = x.channels * expansion
+    y, index = x, 0
+    if expansion > 1:
+        conv = f"{module}.conv.0"
+        y, index = net.relu6(net.conv_bn(y, f"{conv}.0", f"{conv}.1", width), f"{conv}.2"), 1
+    conv = f"{module}.conv.{index}"
+    y = net.conv_bn(y, f"{conv}.0", f"{conv}.1", width, 3, stride=stride, groups=width)
+    y = net.relu6(y, f"{conv}.2")
+    y = net.conv_bn(y, f"{module}.conv.{index + 1}", f"{module}.conv.{index + 2}", out)
+    return net.add(x, y, module) if stride == 1 and x.channels == out else y
+
+
+def _mnasnet_block(net: Net, x: Value, module: str, *, expansion: int, kernel: int, stride: int, out: int) -> Value:
+    width = x.channels * expansion
+    layers = f"{module}.layers"
+    y = net.relu(net.conv_bn(x, f"{layers}.0", f"{layers}.1", width), f"{layers}.2")
+    y = net.conv_bn(y, f"{layers}.3", f"{layers}.4", width, kernel, stride=stride, groups=width)
+    y = net.relu(y, f"{layers}.5")
+    y = net.conv_bn(y, f"{layers}.6", f"{layers}.7", out)
+    return net.add(y, x, module) if stride == 1 and x.channels == out else y
