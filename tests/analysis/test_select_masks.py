@@ -1,0 +1,157 @@
+"""From scores to masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.builders import Net
+from ucpe_onnx.analysis.select import Selection, matches, select_masks, slot_scores
+from ucpe_onnx.analysis.trace import Trace, trace
+
+
+def branches() -> Trace:
+    """x -> a (12) read by b, c and, beside the 3 channels of x, by d; b (8) is read by e."""
+    net = Net()
+    x = net.input("x", (1, 3, 4, 4))
+    a = net.conv(x, 12, name="a")
+    b = net.conv(a, 8, name="b")
+    net.output(net.conv(a, 2, name="c"), net.conv(net.op("Concat", x, a, axis=1), 2, name="d"))
+    return trace(net.output(net.conv(b, 2, name="e")).model())
+
+
+TRACE = branches()
+READERS = {"b": 12, "c": 12, "d": 12, "e": 8}
+"""Consumers with prunable channels, and how many of these they have."""
+
+
+def random_scores(seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {name: random.random(TRACE.consumers[name].channels) for name in READERS}
+
+
+def dropped(masks: dict[str, np.ndarray]) -> dict[str, int]:
+    return {name: int((~mask).sum()) for name, mask in masks.items()}
+
+
+@settings(max_examples=40, derandomize=True)
+@given(ratio=st.floats(0, 0.999), seed=st.integers(0, 5))
+def test_local_drops_exactly_that_share_of_every_consumer(ratio: float, seed: int) -> None:
+    scores = random_scores(seed)
+    masks = select_masks(TRACE, scores, Selection(ratio))
+    assert dropped(masks) == {name: int(ratio * n) for name, n in READERS.items() if int(ratio * n)}
+    for name, mask in masks.items():
+        prunable = TRACE.consumers[name].prunable
+        assert mask[~prunable].all() and mask.any()
+        assert scores[name][~mask].max() <= scores[name][mask & prunable].min()
+
+
+@settings(max_examples=40, derandomize=True)
+@given(ratio=st.floats(0, 0.999), seed=st.integers(0, 5))
+def test_global_drops_that_share_of_all_but_never_a_whole_consumer(ratio: float, seed: int) -> None:
+    scores = random_scores(seed)
+    scores["e"] *= 1e-3  # all of e's scores are among the lowest
+    masks = select_masks(TRACE, scores, Selection(ratio, scope="global"))
+    total = int(ratio * sum(READERS.values()))
+    assert total - len(READERS) <= sum(dropped(masks).values()) <= total  # each may get one back
+    assert all(mask.any() for mask in masks.values())
+    gone = [s for name, mask in masks.items() for s in scores[name][~mask]]
+    stay = [s for n in READERS for s in scores[n][masks.get(n, np.True_) & TRACE.consumers[n].prunable]]
+    if sum(dropped(masks).values()) == total and gone:
+        assert max(gone) <= min(stay)
+
+
+def test_global_keeps_the_best_channel_of_a_consumer_that_would_lose_all() -> None:
+    scores = random_scores()
+    scores["e"] = np.linspace(1e-6, 2e-6, 8)[::-1].copy()
+    masks = select_masks(TRACE, scores, Selection(0.5, scope="global"))
+    assert np.flatnonzero(masks["e"]).tolist() == [0]
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_constrained_masks_agree_on_every_slot(scope: str) -> None:
+    masks = select_masks(TRACE, random_scores(), Selection(0.5, scope, constrained=True))
+    assert np.array_equal(masks["b"], masks["c"])
+    assert np.array_equal(masks["d"][3:], masks["b"]) and masks["d"][:3].all()
+    if scope == "local":
+        assert dropped(masks) == {"b": 6, "c": 6, "d": 6, "e": 4}
+
+
+def test_constrained_goes_by_the_mean_score() -> None:
+    scores = random_scores()
+    for name in ("b", "c", "d"):
+        scores[name] = np.ones(TRACE.consumers[name].channels)
+    scores["b"][4] = 0.0
+    scores["c"][4] = 0.1
+    scores["b"][5] = 0.2  # low for one reader only
+    masks = select_masks(TRACE, scores, Selection(1 / 12, constrained=True))
+    assert np.flatnonzero(~masks["b"]).tolist() == [4]
+
+
+def test_constrained_keeps_a_channel_of_every_part() -> None:
+    net = Net()
+    x = net.input("x", (1, 3, 4, 4))
+    joined = net.op("Concat", net.conv(x, 4), net.conv(x, 2), axis=1)
+    traced = trace(net.output(net.conv(joined, 2, name="c")).model())
+    scores = {"c": np.array([9.0, 8, 7, 6, 1, 2])}
+    mask = select_masks(traced, scores, Selection(0.5, constrained=True))["c"]
+    assert mask.tolist() == [True, True, True, False, False, True]
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_ignored_consumers_keep_everything(constrained: bool) -> None:
+    masks = select_masks(TRACE, random_scores(), Selection(0.5, constrained=constrained, ignore=("[ab]",)))
+    assert "b" not in masks
+    assert ("c" in masks) == (not constrained)  # constrained: what b keeps, the other readers keep
+    assert dropped(masks)["e"] == 4
+
+
+def test_patterns_are_of_whole_names_and_know_case() -> None:
+    masks = select_masks(TRACE, random_scores(), Selection(0.5, ignore=("B", "x*", "?b")))
+    assert set(masks) == set(READERS)
+
+
+def test_ratio_for_the_last_match_counts() -> None:
+    chosen = Selection(0.5, ratio_for=(("*", 0.25), ("b", 0.75), ("e", 0.0)))
+    assert [chosen.ratio_of(name) for name in "abe"] == [0.25, 0.75, 0.0]
+    masks = select_masks(TRACE, random_scores(), chosen)
+    assert dropped(masks) == {"b": 9, "c": 3, "d": 3}
+
+
+def test_ratio_for_in_a_constrained_segment_is_the_least() -> None:
+    chosen = Selection(0.5, constrained=True, ratio_for=(("c", 0.25),))
+    assert dropped(select_masks(TRACE, random_scores(), chosen)) == {"b": 3, "c": 3, "d": 3, "e": 4}
+
+
+def test_nothing_to_prune() -> None:
+    assert select_masks(TRACE, random_scores(), Selection(0.0)) == {}
+    assert select_masks(TRACE, {}, Selection(0.5, scope="global")) == {}
+    assert select_masks(TRACE, random_scores(), Selection(0.5, scope="global", ignore=("*",))) == {}
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_flattened_channels_stay_or_go_as_a_whole(constrained: bool) -> None:
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 2, 2)), 6, name="a")
+    traced = trace(net.output(net.gemm(net.op("Flatten", a), 2, name="g")).model())
+    scores = {"g": np.repeat(np.random.default_rng(0).random(6), 4)}
+    mask = select_masks(traced, scores, Selection(0.5, constrained=constrained))["g"]
+    assert mask.sum() == 12
+    assert (mask.reshape(6, 4).all(axis=1) | ~mask.reshape(6, 4).any(axis=1)).all()
+
+
+def test_slot_scores_scale_every_reader_to_mean_1() -> None:
+    segment = TRACE.segments[TRACE.consumers["b"].segment]
+    readers = [TRACE.consumers[name] for name in ("b", "c")]
+    slots = readers[0].slots
+    ramp = np.arange(12.0)
+    scores = {"b": ramp, "c": 1000 * ramp[::-1]}
+    found = slot_scores(segment, readers, scores)
+    assert np.allclose(found[slots], 1.0)  # the ramps cancel
+    assert (found[np.setdiff1d(np.arange(len(found)), slots)] == 0).all()  # slots that nobody scored
+
+
+def test_a_name_with_brackets_matches_itself() -> None:
+    assert matches("conv[0]", "conv[0]") and matches("conv1", "conv[0-9]") and not matches("conv1", "conv[0]")

@@ -1,0 +1,182 @@
+"""A read-only view of a model: who makes and reads which tensor, shapes, constants, attributes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from ucpe_onnx.analysis.constants import Constants
+from ucpe_onnx.naming import node_names
+
+Shape: TypeAlias = "tuple[int | str | None, ...]"
+"""Known dimensions as integers, symbolic ones by their name, unknown ones as None."""
+
+_SMALL = 4096
+"""Initializers up to this many elements may be shapes, axes or sizes: shape inference gets to see their values."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of the graph.
+
+    Attributes:
+        index: position in graph order.
+        name: the unique name (see :mod:`ucpe_onnx.naming`).
+        op_type: operator, prefixed with ``domain::`` outside of the standard domain.
+        inputs: names of the input tensors, "" for one that is left out.
+        outputs: names of the output tensors, "" for one that is left out.
+        proto: the node itself, for its attributes.
+    """
+
+    index: int
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    proto: onnx.NodeProto
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Attribute values by name; strings as bytes, as onnx stores them."""
+        return {a.name: onnx.helper.get_attribute_value(a) for a in self.proto.attribute}
+
+    def has(self, output: int) -> bool:
+        """Whether an output is there and named."""
+        return output < len(self.outputs) and bool(self.outputs[output])
+
+
+class GraphView:
+    """What the analysis needs to know of a model, gathered once.
+
+    Args:
+        model: the model; not changed. Weights are read from it when needed.
+        input_shapes: shapes to infer the others from instead of the declared ones, by input name.
+
+    Attributes:
+        nodes: the nodes in graph order, which ONNX requires to be topological.
+        inputs: names of the graph inputs that are not initializers.
+        outputs: names of the graph outputs.
+        shapes: shape of every tensor whose rank is known.
+        types: element type (onnx.TensorProto enum) of every tensor whose type is known.
+        constants: the tensors whose values are known.
+        readers: for each tensor the (node, input index) pairs that read it.
+        makers: for each tensor the node that makes it.
+        captured: tensors that subgraphs (If, Loop, Scan bodies) read from the outer graph.
+        opset: version of the standard operator set.
+    """
+
+    def __init__(self, model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        graph = model.graph
+        self.model = model
+        self.constants = Constants(model)
+        stored = {t.name for t in graph.initializer}
+        self.inputs = tuple(v.name for v in graph.input if v.name not in stored)
+        self.outputs = tuple(v.name for v in graph.output)
+        self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+        self.nodes = tuple(
+            _view(i, n, name) for i, (n, name) in enumerate(zip(graph.node, node_names(graph.node), strict=True))
+        )
+        self.shapes, self.types = _infer(model, input_shapes or {})
+        self.readers: dict[str, list[tuple[Node, int]]] = defaultdict(list)
+        self.makers = {tensor: node for node in self.nodes for tensor in node.outputs if tensor}
+        captured: set[str] = set()
+        for node in self.nodes:
+            for position, tensor in enumerate(node.inputs):
+                if tensor:
+                    self.readers[tensor].append((node, position))
+            captured |= _captured(node.proto)
+        self.captured = frozenset(captured)
+
+    def shape(self, tensor: str) -> Shape | None:
+        """Shape of a tensor, constant or not; None if not even the rank is known."""
+        constant = self.constants.shape(tensor)
+        return self.shapes.get(tensor) if constant is None else constant
+
+    def value(self, tensor: str) -> npt.NDArray[np.generic] | None:
+        """Value of a constant tensor; None if it is not constant or "" (left out)."""
+        return self.constants.value(tensor) if tensor else None
+
+
+def _view(index: int, node: onnx.NodeProto, name: str) -> Node:
+    op_type = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+    return Node(index, name, op_type, tuple(node.input), tuple(node.output), node)
+
+
+def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without its large weights, which become inputs: what shape inference needs and no more."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    light.graph.value_info.extend(model.graph.value_info)
+    named = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if np.prod(tensor.dims, dtype=np.int64) <= _SMALL:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in named:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    light.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    return light
+
+
+def _infer(
+    model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Shape], dict[str, int]]:
+    light = skeleton(model)
+    if input_shapes:
+        _fix_inputs(light, input_shapes)
+    with contextlib.suppress(Exception):  # inference stops at what it does not know; the declared shapes still serve
+        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+    shapes: dict[str, Shape] = {}
+    types: dict[str, int] = {}
+    for value in (*light.graph.value_info, *light.graph.input, *light.graph.output):
+        if not value.type.HasField("tensor_type"):
+            continue
+        tensor = value.type.tensor_type
+        types[value.name] = tensor.elem_type
+        if tensor.HasField("shape"):
+            shapes[value.name] = tuple(_dimension(d) for d in tensor.shape.dim)
+    return shapes, types
+
+
+def _fix_inputs(light: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Declare inputs with given shapes, and forget inner shapes that were declared for others."""
+    for value in light.graph.input:
+        if value.name in shapes:
+            tensor = value.type.tensor_type
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, tensor.elem_type, shapes[value.name]))
+    del light.graph.value_info[:]
+    for value in light.graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value > 0 else None
+    return dim.dim_param or None
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the subgraphs of a node read and don't make themselves."""
+    names: set[str] = set()
+    for attribute in node.attribute:
+        bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
+        for body in bodies:
+            made = {v.name for v in body.input} | {t.name for t in body.initializer}
+            read = {value.name for value in body.output}
+            for inner in body.node:
+                read |= set(inner.input) | _captured(inner)
+                made |= set(inner.output)
+            names |= read - made
+    return names - {""}

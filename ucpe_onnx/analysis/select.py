@@ -1,0 +1,147 @@
+"""From scores to masks: local or global, unconstrained or constrained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+
+from ucpe_onnx.analysis.criteria import FloatArray
+from ucpe_onnx.analysis.slots import IntArray
+from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
+from ucpe_onnx.masks import Mask
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a consumer's name fits a pattern of ``--ignore`` or ``--ratio-for``: equal to it, or by its wildcards."""
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How much to prune, and where.
+
+    Attributes:
+        ratio: share of the prunable channels that go, in [0, 1).
+        scope: ``local``: that share of every consumer (or segment); ``global``: of all together, by one threshold.
+        constrained: consumers of a slot keep it all or none (one mask per segment).
+        ignore: patterns (``fnmatch``) of consumers that keep everything.
+        ratio_for: ratios of their own for consumers that match a pattern; the last match counts.
+    """
+
+    ratio: float = 0.25
+    scope: str = "local"
+    constrained: bool = False
+    ignore: tuple[str, ...] = ()
+    ratio_for: tuple[tuple[str, float], ...] = ()
+
+    def ratio_of(self, name: str) -> float:
+        """The ratio that applies to a consumer."""
+        if any(matches(name, pattern) for pattern in self.ignore):
+            return 0.0
+        return next((r for pattern, r in reversed(self.ratio_for) if matches(name, pattern)), self.ratio)
+
+
+def select_masks(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
+    """Choose what every consumer keeps.
+
+    Of n prunable channels exactly ``int(ratio * n)`` go (local), lowest scores first, never all that a consumer has.
+
+    Args:
+        trace: the analysed model.
+        scores: by consumer one score per input channel.
+        selection: how much to prune.
+
+    Returns:
+        A mask for every consumer that loses a channel.
+    """
+    choose = _constrained if selection.constrained else _unconstrained
+    masks = choose(trace, scores, selection)
+    return {name: mask for name, mask in masks.items() if not mask.all()}
+
+
+def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
+    """Every consumer by itself; its units are slots, so that a flattened channel stays or goes as a whole."""
+    units: dict[str, tuple[IntArray, FloatArray]] = {}
+    for name, score in scores.items():
+        if selection.ratio_of(name) > 0:
+            consumer = trace.consumers[name]
+            slots, first = np.unique(consumer.slots[consumer.prunable], return_index=True)
+            units[name] = (slots, score[consumer.prunable][first])
+    dropped = _drop([(u, selection.ratio_of(name), s) for name, (u, s) in units.items()], selection.scope)
+    masks = {}
+    for name, gone in zip(units, dropped, strict=True):
+        consumer = trace.consumers[name]
+        masks[name] = _never_empty(consumer, ~np.isin(consumer.slots, gone) | ~consumer.prunable, scores[name])
+    return masks
+
+
+def _never_empty(consumer: Consumer, mask: Mask, score: FloatArray) -> Mask:
+    if not mask.any():
+        mask = consumer.slots == consumer.slots[int(np.argmax(score))]
+    return mask
+
+
+def _drop(units: list[tuple[IntArray, float, FloatArray]], scope: str) -> list[IntArray]:
+    """For each (slots, ratio, scores) the slots that go."""
+    if scope == "local":
+        return [slots[np.argsort(s, kind="stable")[: int(ratio * len(slots))]] for slots, ratio, s in units]
+    if not units:
+        return []
+    every = np.concatenate([s for _, _, s in units])
+    count = int(sum(ratio * len(slots) for slots, ratio, _ in units))
+    gone = np.zeros(len(every), dtype=bool)
+    gone[np.argsort(every, kind="stable")[:count]] = True
+    ends = np.cumsum([len(slots) for slots, _, _ in units])
+    return [slots[part] for (slots, _, _), part in zip(units, np.split(gone, ends[:-1]), strict=True)]
+
+
+def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
+    """One mask per segment, by the consumers' mean score of each slot."""
+    units = []
+    chosen = []
+    for segment in trace.segments:
+        readers = [trace.consumers[name] for name in segment.consumers if name in scores]
+        free = np.flatnonzero(~segment.frozen)
+        held = [c.slots for c in readers if selection.ratio_of(c.name) == 0]
+        free = free[~np.isin(free, np.concatenate(held))] if held else free
+        if readers and free.size:
+            ratio = min((r for c in readers if (r := selection.ratio_of(c.name)) > 0), default=0.0)
+            units.append((free, ratio, slot_scores(segment, readers, scores)[free]))
+            chosen.append((segment, readers))
+    masks: dict[str, Mask] = {}
+    for (segment, readers), gone in zip(chosen, _drop(units, selection.scope), strict=True):
+        dropped = np.zeros(len(segment.classes), dtype=bool)
+        dropped[gone] = True
+        _keep_one_per_group(segment, dropped, slot_scores(segment, readers, scores))
+        for consumer in readers:
+            masks[consumer.name] = _never_empty(consumer, ~dropped[consumer.slots], scores[consumer.name])
+    return masks
+
+
+def _keep_one_per_group(segment: Segment, dropped: npt.NDArray[np.bool_], score: FloatArray) -> None:
+    for group in segment.groups:
+        members = np.asarray(group)
+        if dropped[members].all():
+            dropped[members[np.argmax(score[members])]] = False
+
+
+def slot_scores(segment: Segment, readers: list[Consumer], scores: Mapping[str, FloatArray]) -> FloatArray:
+    """Importance of each slot of a segment: the mean over its readers of their scores, each scaled to mean 1.
+
+    Scaling makes readers with few large weights and readers with many small ones count alike.
+
+    Returns:
+        Shape (slots,); 0 for a slot that no reader scored.
+    """
+    total, count = np.zeros(len(segment.classes)), np.zeros(len(segment.classes))
+    for consumer in readers:
+        score = scores[consumer.name]
+        finite = score[np.isfinite(score)]
+        scale = float(finite.mean()) if finite.size and finite.mean() > 0 else 1.0
+        np.add.at(total, consumer.slots, np.minimum(score / scale, 1e30))
+        np.add.at(count, consumer.slots, 1.0)
+    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)

@@ -1,0 +1,211 @@
+"""What operator rules write into: links between axes, frozen slots, consumers and producers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ucpe_onnx.analysis.graph import GraphView, Node
+from ucpe_onnx.analysis.slots import AxisKey, IntArray, SlotTable, TensorKey
+
+
+@dataclass(frozen=True)
+class Link:
+    """Positions of a target axis that carry the same slots as positions of a source axis.
+
+    The target's layout follows the source's: target positions are emitted in the order of (outer, emitted place of
+    the source position, target position).
+
+    Attributes:
+        source: the axis that the layout comes from.
+        target: the axis that follows.
+        source_positions: linked source positions, None for all of an equally long axis in order.
+        target_positions: the target position of each, None likewise.
+        outer: slower-running index of each target position (merging axes ``(outer, channels)``), None for none.
+    """
+
+    source: AxisKey
+    target: AxisKey
+    source_positions: IntArray | None = None
+    target_positions: IntArray | None = None
+    outer: IntArray | None = None
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """A node and the constant weight by which it reads or makes channels.
+
+    Attributes:
+        node: the node.
+        tensor_axis: the data axis that is read (consumer) or made (producer).
+        weight: name of the weight tensor.
+        weight_input: its input index.
+        weight_axis: the weight's axis that runs over those channels.
+        groups: number of convolution groups; a consumer with groups > 1 has C_in/groups positions on that axis.
+    """
+
+    node: Node
+    tensor_axis: AxisKey
+    weight: str
+    weight_input: int
+    weight_axis: int
+    groups: int = 1
+
+
+class NodeEdit(Protocol):
+    """What a node's :data:`Rewrite` may ask and change when the graph is emitted."""
+
+    def size(self, axis: AxisKey) -> int:
+        """Number of positions that an axis has in the emitted graph."""
+
+    def kept(self, axis: AxisKey) -> IntArray:
+        """Original positions of an axis in emitted order."""
+
+    def set_input(self, index: int, value: npt.NDArray[np.generic]) -> None:
+        """Replace an input of the node by a constant."""
+
+    def set_attribute(self, name: str, value: int | Sequence[int] | None) -> None:
+        """Replace an attribute of the node; None removes it."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """How a node's attributes or shape inputs are adapted to the emitted sizes.
+
+    Attributes:
+        adapt: the function that does it.
+        sources: tensors whose emitted sizes it depends on, besides the node's own inputs and outputs.
+    """
+
+    adapt: Callable[[NodeEdit], None]
+    sources: frozenset[str] = frozenset()
+
+
+class Tracer:
+    """Collects what the rules say about each node; :mod:`ucpe_onnx.analysis.trace` makes a Trace of it.
+
+    Args:
+        graph: the graph under analysis.
+
+    Attributes:
+        links: in graph order, so that a source's layout is known before its target's.
+        consumers: weight uses that read channels, in graph order.
+        producers: weight uses that make channels, in graph order.
+        rewrites: by node index, how attributes or shape inputs are adapted to the emitted sizes.
+    """
+
+    def __init__(self, graph: GraphView) -> None:
+        self.graph = graph
+        self.table = SlotTable()
+        self.links: list[Link] = []
+        self.consumers: list[WeightUse] = []
+        self.producers: list[WeightUse] = []
+        self.rewrites: dict[int, Rewrite] = {}
+        self._live: set[AxisKey] = set()
+
+    def operand(self, node: Node, index: int) -> TensorKey | None:
+        """The key of an input: the tensor's name, (node, index) for a constant, None if it is left out."""
+        if index >= len(node.inputs) or not node.inputs[index]:
+            return None
+        name = node.inputs[index]
+        return (node.index, index) if name in self.graph.constants else name
+
+    def dims(self, tensor: TensorKey) -> tuple[int | str | None, ...] | None:
+        """Shape of a tensor or constant, None if the rank is unknown."""
+        if isinstance(tensor, tuple):
+            return self.graph.constants.shape(self.graph.nodes[tensor[0]].inputs[tensor[1]])
+        return self.graph.shape(tensor)
+
+    def rank(self, tensor: TensorKey) -> int | None:
+        """Number of axes, None if unknown."""
+        dims = self.dims(tensor)
+        return None if dims is None else len(dims)
+
+    def size(self, axis: AxisKey) -> int | None:
+        """Length of an axis, None if it is dynamic."""
+        dims = self.dims(axis[0])
+        size = dims[axis[1]] if dims is not None and axis[1] < len(dims) else None
+        return size if isinstance(size, int) else None
+
+    def ids(self, axis: AxisKey) -> IntArray | None:
+        """Slot ids of an axis, None if it is dynamic."""
+        size = self.size(axis)
+        return None if size is None else self.table.add(axis, size)
+
+    def is_live(self, axis: AxisKey) -> bool:
+        """Whether an axis comes from a producer and nothing has frozen it on the way: it is worth following."""
+        return axis in self._live
+
+    def freeze(self, tensor: TensorKey | None, reason: str, axes: Iterable[int] | None = None) -> None:
+        """Freeze axes of a tensor (default: all of them) for a reason that the user will read."""
+        if tensor is None:
+            return
+        for axis in range(self.rank(tensor) or 0) if axes is None else axes:
+            self._live.discard((tensor, axis))
+            if (ids := self.ids((tensor, axis))) is not None:
+                self.table.freeze(ids, reason)
+
+    def freeze_node(self, node: Node, reason: str) -> None:
+        """Freeze everything that a node touches."""
+        for index in range(len(node.inputs)):
+            self.freeze(self.operand(node, index), reason)
+        for name in node.outputs:
+            if name:
+                self.freeze(name, reason)
+
+    def link(self, source: AxisKey, target: AxisKey, node: Node) -> None:
+        """The two axes carry the same slots, position by position."""
+        a, b = self.ids(source), self.ids(target)
+        if a is None or b is None or a.size != b.size:
+            if a is not None or b is not None:
+                reason = f"axis of unknown or changed length: {node.op_type} at {node.name}"
+                self.freeze(source[0], reason, [source[1]])
+                self.freeze(target[0], reason, [target[1]])
+            return
+        self._add(Link(source, target), a, b)
+
+    def link_positions(
+        self, source: AxisKey, source_at: IntArray, target: AxisKey, target_at: IntArray, outer: IntArray | None = None
+    ) -> None:
+        """Position ``source_at[i]`` of the source and ``target_at[i]`` of the target carry the same slot."""
+        a, b = self.ids(source), self.ids(target)
+        if a is None or b is None:
+            raise ValueError(f"link_positions needs axes of known length: {source}, {target}")
+        self._add(Link(source, target, source_at, target_at, outer), a[source_at], b[target_at])
+
+    def _add(self, link: Link, left: IntArray, right: IntArray) -> None:
+        self.links.append(link)
+        self.table.join(left, right)
+        if link.source in self._live:
+            self._live.add(link.target)
+
+    def pass_through(self, node: Node, source: TensorKey, target: TensorKey, axes: Iterable[int] | None = None) -> None:
+        """Axes (default: all) of the target are the same axes of the source."""
+        rank = self.rank(source)
+        if rank is None or rank != self.rank(target):
+            self.freeze(source, f"tensor of unknown rank: {node.op_type} at {node.name}")
+            self.freeze(target, f"tensor of unknown rank: {node.op_type} at {node.name}")
+            return
+        for axis in range(rank) if axes is None else axes:
+            self.link((source, axis), (target, axis), node)
+
+    def consume(self, use: WeightUse) -> None:
+        """A node reads the channels of an axis through a constant weight."""
+        self.consumers.append(use)
+        self.ids(use.tensor_axis)
+
+    def produce(self, use: WeightUse, *followers: AxisKey) -> None:
+        """A node makes the channels of an axis; the weight's axis and the followers (bias) keep step with it."""
+        self.producers.append(use)
+        self._live.add(use.tensor_axis)
+        weight_axis: AxisKey = ((use.node.index, use.weight_input), use.weight_axis)
+        for follower in (weight_axis, *followers):
+            self.link(use.tensor_axis, follower, use.node)
+
+    def rewrite(self, node: Node, adapt: Callable[[NodeEdit], None], sources: Iterable[str] = ()) -> None:
+        """Have a node's attributes or shape inputs adapted when the graph is emitted; see :class:`Rewrite`."""
+        self.rewrites[node.index] = Rewrite(adapt, frozenset(sources))
