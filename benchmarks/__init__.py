@@ -1,0 +1,1 @@
+"""Everything that is timed: one command per table."""
