@@ -1,0 +1,343 @@
+"""The passes one by one: what each changes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.builders import Net, assert_equal_outputs, check_emission, feeds_for, prune
+from ucpe_onnx import passes
+from ucpe_onnx.analysis.trace import trace
+from ucpe_onnx.masked import masked_model
+from ucpe_onnx.passes import Emission, NameNodes, PruneWeights, RemoveOrphans, emission_passes, run_passes
+from ucpe_onnx.plan import Plan
+from ucpe_onnx.planning import Target
+
+PLAIN = Target(blocked=False)
+
+
+def stored(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def emission(model: onnx.ModelProto, kept: dict[str, list[int]], **settings: object) -> Emission:
+    traced, plan, _ = prune(model, kept, target=PLAIN, **settings)
+    return Emission(traced, plan)
+
+
+def fork() -> onnx.ModelProto:
+    """x -> a (8) -> b and c."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+    return net.output(net.conv(a, 2, name="b"), net.conv(a, 2, name="c")).model()
+
+
+# All of them
+
+
+def test_passes_are_frozen_values_with_a_name_and_all_exported() -> None:
+    model = fork()
+    steps = emission_passes(emission(model, {"b": [1]}))
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names)
+    for step in steps:
+        assert type(step).__name__ in passes.__all__
+        assert dataclasses.is_dataclass(step) and step.__dataclass_params__.frozen
+        assert step.name == "".join("-" + c.lower() if c.isupper() else c for c in type(step).__name__)[1:]
+
+
+def test_run_passes_reports_by_name() -> None:
+    model = fork()
+    results = run_passes(
+        copy_of(model), emission_passes(emission(model, {"b": [0, 1, 2], "c": [2, 3]}, lowering="gather"))
+    )
+    assert next(iter(results)) == "name-nodes"
+    assert results["name-nodes"].changes == 0
+    assert results["prune-weights"].changes == 4  # weights of a, b, c and the bias of a
+    assert results["select-channels"].changes == 2
+    assert results["remove-orphans"].changes == 0
+
+
+def test_an_empty_plan_changes_nothing_but_names() -> None:
+    model = fork()
+    model.graph.node[0].name = ""
+    _, _, emitted = prune(model, {})
+    assert [node.name for node in emitted.graph.node] == ["Conv_0", "b", "c"]
+    emitted.graph.node[0].name = ""
+    assert emitted == model
+
+
+def test_emission_of_a_plan_read_from_json_is_the_same() -> None:
+    model = fork()
+    traced, plan, emitted = prune(model, {"b": [7, 1, 2], "c": [2, 3]})
+    again = passes.emit(model, traced, Plan.from_dict(plan.to_dict()))
+    assert again.SerializeToString() == emitted.SerializeToString()
+
+
+def test_layouts_hold_what_changes_and_nothing_else() -> None:
+    model = fork()
+    found = emission(model, {"b": [1, 2], "c": [2, 3]})
+    tensors = {axis for axis in found.layouts if isinstance(axis[0], str)}
+    assert tensors == {(model.graph.node[0].output[0], 1)}
+    assert sorted(found.layout((model.graph.node[0].output[0], 1)).tolist()) == [1, 2, 3]
+    assert found.layout(("x", 1)).tolist() == [0, 1, 2]
+    assert not emission(model, {}).layouts
+
+
+# Names
+
+
+def test_repeated_and_missing_names() -> None:
+    model = fork()
+    for node in model.graph.node:
+        node.name = "same"
+    assert NameNodes().run(model).changes == 3
+    assert [node.name for node in model.graph.node] == ["Conv_0", "Conv_1", "Conv_2"]
+    assert NameNodes().run(model).changes == 0
+
+
+# Weights
+
+
+def test_weights_keep_their_names_and_places() -> None:
+    model = fork()
+    emitted = check_emission(model, {"b": [1, 2], "c": [2, 3]}, target=PLAIN)
+    assert [t.name for t in emitted.graph.initializer] == [t.name for t in model.graph.initializer]
+    weight, bias = model.graph.node[0].input[1:]
+    assert np.array_equal(stored(emitted)[weight], stored(model)[weight][[1, 2, 3]])
+    assert np.array_equal(stored(emitted)[bias], stored(model)[bias][[1, 2, 3]])
+
+
+def test_dropped_channels_that_must_be_read_get_zero_weights() -> None:
+    model = fork()
+    emitted = check_emission(model, {"b": [1, 2], "c": [2, 3]}, target=PLAIN, lowering="union")
+    order = {1: 0, 2: 1, 3: 2}
+    b = stored(emitted)[model.graph.node[1].input[1]]
+    assert (b[:, order[3]] == 0).all()
+    assert np.array_equal(b[:, :2], stored(model)[model.graph.node[1].input[1]][:, [1, 2]])
+
+
+def test_a_grouped_weight_gets_zeros_in_its_group() -> None:
+    for op_type, shape, axis in (("Conv", (6, 2, 1, 1), 1), ("ConvTranspose", (4, 3, 1, 1), 0)):
+        net = Net()
+        y = net.op(op_type, net.input("x", (1, 4, 3, 3)), net.weight(net.normal(*shape), "w"), group=2, name="g")
+        model = net.output(y).model()
+        emitted = check_emission(model, {"g": [0, 2, 3]}, lowering="gather", target=PLAIN)
+        weight = stored(emitted)["w"]
+        assert weight.shape == shape
+        assert (weight[1] == 0).all() if axis == 0 else (weight[:3, 1] == 0).all() and (weight[3:] != 0).all()
+
+
+def shared(masks_differ: bool) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Two convolutions with one weight, behind producers with one weight."""
+    net = Net()
+    x, z = net.input("x", (1, 3, 4, 4)), net.input("z", (1, 3, 4, 4))
+    first, second = net.weight(net.normal(6, 3, 1, 1), "first"), net.weight(net.normal(2, 6, 1, 1), "second")
+    outputs = [net.conv_with(net.conv_with(v, first, name=f"p{i}"), second, name=f"c{i}") for i, v in enumerate((x, z))]
+    model = net.output(*outputs).model()
+    kept = {"c0": [0, 3, 4], "c1": [1, 3] if masks_differ else [0, 3, 4]}
+    return model, check_emission(model, kept, target=PLAIN)
+
+
+def test_shared_initializers_that_need_the_same_stay_shared() -> None:
+    model, emitted = shared(masks_differ=False)
+    assert {name: value.shape[:2] for name, value in stored(emitted).items()} == {"first": (3, 3), "second": (2, 3)}
+    assert [list(n.input) for n in emitted.graph.node] == [list(n.input) for n in model.graph.node]
+
+
+def test_shared_initializers_that_need_different_things_get_copies() -> None:
+    _, emitted = shared(masks_differ=True)
+    found = stored(emitted)
+    assert sorted(value.shape[:2] for value in found.values()) == [(2, 2), (2, 3), (2, 3), (3, 3)]
+    assert not {"first", "second"} & set(found)  # nobody reads the originals any more
+    assert len({name for node in emitted.graph.node for name in node.input[1:]}) == 4
+
+
+def test_an_initializer_that_something_else_reads_stays_for_that() -> None:
+    net = Net()
+    net.weight(net.normal(6, 3, 1, 1), "w")
+    y = net.conv_with(net.input("x", (1, 3, 4, 4)), "w", name="a")
+    used = net.op("CumSum", "w", net.input("axis", (), TensorProto.INT64))
+    model = net.output(net.conv(y, 2, name="b"), used).model()
+    before = copy_of(model)
+    _, _, emitted = prune(model, {"b": [1, 4]}, target=PLAIN)
+    onnx.checker.check_model(emitted, full_check=True)
+    assert np.array_equal(stored(emitted)["w"], stored(before)["w"])
+    assert stored(emitted)["w_pruned"].shape == (2, 3, 1, 1)
+    assert [n.input[0] for n in emitted.graph.node if n.op_type == "CumSum"] == ["w"]
+
+
+@pytest.mark.parametrize("is_output", [False, True])
+def test_an_initializer_that_is_an_output_or_captured_stays(is_output: bool) -> None:
+    net = Net()
+    net.weight(net.normal(6, 3, 1, 1), "w")
+    y = net.conv_with(net.input("x", (1, 3, 4, 4)), "w", name="a")
+    if is_output:
+        net.output("w")
+    else:
+        out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [6, 3, 1, 1])
+        body = helper.make_graph([helper.make_node("Identity", ["w"], ["inner"])], "body", [], [out])
+        condition = net.input("c", (), TensorProto.BOOL)
+        net.output(net.op("If", condition, shapes=[(6, 3, 1, 1)], then_branch=body, else_branch=body))
+    model = net.output(net.conv(y, 2, name="b")).model()
+    _, plan, emitted = prune(model, {"b": [1, 4]}, target=PLAIN)
+    onnx.checker.check_model(emitted, full_check=True)
+    assert_equal_outputs(emitted, masked_model(model, plan.masks()), feeds_for(model))
+    assert stored(emitted)["w"].shape == (6, 3, 1, 1)
+
+
+def test_one_constant_used_as_weight_and_as_operand() -> None:
+    """The same initializer is a convolution's bias and a scale elsewhere, and these lose different channels."""
+    net = Net()
+    vector = net.weight(net.normal(6), "v")
+    x = net.input("x", (1, 3, 4, 4))
+    a = net.op("Conv", x, net.weight(net.normal(6, 3, 1, 1)), vector, name="a")
+    b = net.batch_norm(net.conv(a, 6, name="b"))
+    net.nodes[-1].input[1] = vector
+    model = net.output(net.conv(b, 2, name="c")).model()
+    emitted = check_emission(model, {"b": [0, 5], "c": [1, 2, 3]}, target=PLAIN)
+    assert sorted(value.size for name, value in stored(emitted).items() if name.startswith("v")) == [2, 3]
+
+
+@pytest.mark.parametrize("kind", ["Constant", "Identity", "Transpose"])
+def test_weights_behind_nodes_become_initializers_and_the_nodes_go(kind: str) -> None:
+    net = Net()
+    weight = net.normal(2, 6, 1, 1)
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 6, name="a")
+    if kind == "Constant":
+        name = net.constant(weight)
+    elif kind == "Identity":
+        name = net.op("Identity", net.weight(weight, "w"))
+    else:
+        name = net.op("Transpose", net.weight(weight.transpose(1, 0, 2, 3), "w"), perm=[1, 0, 2, 3])
+    model = net.output(net.conv_with(a, name, name="b")).model()
+    emitted = check_emission(model, {"b": [1, 4]}, target=PLAIN)
+    assert [node.op_type for node in emitted.graph.node] == ["Conv", "Conv"]
+    assert "w" not in stored(emitted)
+
+
+def test_other_element_types() -> None:
+    net = Net()
+    x = net.op("Cast", net.input("x", (1, 3, 4, 4)), to=TensorProto.DOUBLE)
+    a = net.op("MatMul", x, net.weight(net.normal(4, 6).astype(np.float64), double=True), name="a")
+    model = net.output(
+        net.op("MatMul", a, net.weight(net.normal(6, 2).astype(np.float64), double=True), name="b")
+    ).model()
+    emitted = check_emission(model, {"b": [1, 4]}, target=PLAIN)
+    assert {value.dtype for value in stored(emitted).values()} == {np.dtype(np.float64)}
+
+
+# Orphans
+
+
+def test_what_nobody_read_before_stays() -> None:
+    model = fork()
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(2, dtype=np.float32), "unused"))
+    model.graph.node.append(helper.make_node("Relu", [model.graph.node[0].output[0]], ["dead"], name="dead"))
+    traced, _, emitted = prune(model, {"b": [1], "c": [2]}, target=PLAIN)
+    assert "unused" in stored(emitted)
+    assert [node.name for node in emitted.graph.node][-1] == "dead"
+    draft = copy_of(model)
+    assert RemoveOrphans(Emission(traced, prune(model, {})[1])).run(draft).changes == 0
+    assert draft == model
+
+
+def test_a_node_with_another_reader_stays() -> None:
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 6, name="a")
+    weight = net.op("Transpose", net.weight(net.normal(6, 2, 1, 1)), perm=[1, 0, 2, 3])
+    model = net.output(net.conv_with(a, weight, name="b"), weight).model()
+    emitted = check_emission(model, {"b": [1, 4]}, target=PLAIN)
+    assert [node.op_type for node in emitted.graph.node] == ["Conv", "Transpose", "Conv"]
+
+
+def test_chains_of_orphans_go() -> None:
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 6, name="a")
+    weight = net.op("Mul", net.op("Identity", net.weight(net.normal(2, 6, 1, 1))), net.constant(np.float32(2)))
+    model = net.output(net.conv_with(a, weight, name="b")).model()
+    emitted = check_emission(model, {"b": [1, 4]}, target=PLAIN)
+    assert len(emitted.graph.node) == 2 and len(emitted.graph.initializer) == 3
+
+
+# Shapes
+
+
+def test_value_infos_of_pruned_tensors() -> None:
+    model = onnx.shape_inference.infer_shapes(fork())
+    assert len(model.graph.value_info) == 1
+    emitted = check_emission(model, {"b": [1, 2], "c": [2, 3]}, target=PLAIN)
+    assert [d.dim_value for d in emitted.graph.value_info[0].type.tensor_type.shape.dim] == [1, 3, 4, 4]
+
+
+def test_value_infos_without_a_shape() -> None:
+    model = fork()
+    model.graph.value_info.append(helper.make_tensor_value_info(model.graph.node[0].output[0], TensorProto.FLOAT, None))
+    emitted = check_emission(model, {"b": [1, 2], "c": [2, 3]}, target=PLAIN)
+    assert emitted.graph.value_info == model.graph.value_info
+
+
+# New names
+
+
+def test_new_names_avoid_every_name_that_there_is() -> None:
+    """Also those of declared values, and of tensors inside of subgraphs, which may not be shadowed."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+    kept = f"{a}_kept_by_b"
+    net.input(f"{kept}_indices", (1,))
+    out = helper.make_tensor_value_info(kept, TensorProto.FLOAT, [1])
+    body = helper.make_graph([helper.make_node("Relu", [f"{kept}_indices"], [kept])], "body", [], [out])
+    (z,) = net.ops("If", net.input("cond", (), TensorProto.BOOL), shapes=[(1,)], then_branch=body, else_branch=body)
+    model = net.output(net.conv(a, 2, name="b"), net.conv(a, 2, name="c"), net.op("Relu", z, name="b_select")).model()
+    emitted = check_emission(model, {"b": [0, 3], "c": [0, 1, 2, 4]}, target=PLAIN, lowering="gather")
+    names = [name for node in emitted.graph.node for name in node.output]
+    assert f"{kept}_1" in names and kept not in names
+    assert len({node.name for node in emitted.graph.node}) == len(emitted.graph.node)
+
+
+# IR version 3
+
+
+@pytest.mark.parametrize("opset", [8, 9])
+def test_initializers_that_are_declared_as_inputs(opset: int) -> None:
+    """IR version 3 wants that of all; the caller's inputs stay what they were, shapes of pruned weights follow."""
+    net = Net(opset=opset, ir_version=3)
+    x = net.input("x", (1, 3, 4, 4))
+    weight = net.weight(net.normal(8, 3, 1, 1), "shared")
+    a, b = net.conv_with(x, weight, name="a"), net.conv_with(x, weight, name="b")
+    flat = net.op("Flatten", net.op("GlobalAveragePool", b))
+    outputs = [net.conv(a, 2, name="c"), net.conv(a, 2, name="d"), net.gemm(flat, 3, name="g")]
+    model = net.output(*outputs).model()
+    emitted = check_emission(model, {"c": [0, 2], "d": [1, 2, 5], "g": [4, 5, 6]}, target=PLAIN, lowering="gather")
+    assert next(value.name for value in emitted.graph.input) == "x"
+    assert {v.name for v in emitted.graph.input} == {v.name for v in model.graph.input}
+    assert {v.name for v in emitted.graph.input} == {"x"} | set(stored(emitted))
+    for value in emitted.graph.input[1:]:
+        assert [d.dim_value for d in value.type.tensor_type.shape.dim] == list(stored(emitted)[value.name].shape)
+
+
+def test_prune_weights_counts_edits() -> None:
+    model = fork()
+    assert PruneWeights(emission(model, {})).run(copy_of(model)).changes == 0
+
+
+def test_trace_of_the_emitted_model_agrees() -> None:
+    """Emitting is idempotent: the emitted model has the same consumers, with fewer channels."""
+    model = fork()
+    _, plan, emitted = prune(model, {"b": [1, 2], "c": [2, 3]}, target=PLAIN)
+    again = trace(emitted)
+    assert list(again.consumers) == list(trace(model).consumers)
+    assert {name: c.channels for name, c in again.consumers.items()} == {
+        name: len(c.read) for name, c in plan.consumers.items()
+    }

@@ -1,0 +1,64 @@
+"""Adapt attributes and shape inputs (groups, reshape targets, slice bounds) to the emitted sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from ucpe_onnx.analysis.slots import AxisKey, IntArray
+from ucpe_onnx.naming import fresh_name, tensor_names
+from ucpe_onnx.passes.infra import Emission, PassResult
+
+
+@dataclass(frozen=True)
+class AdaptNodes:
+    """Run the rewrites that operator rules have registered, on nodes that touch a changed axis."""
+
+    emission: Emission
+    name: str = "adapt-nodes"
+
+    def run(self, draft: onnx.ModelProto) -> PassResult:
+        """Edit the nodes in place; new shape constants become initializers."""
+        graph = self.emission.trace.graph
+        changed = {tensor for tensor, _ in self.emission.layouts if isinstance(tensor, str)}
+        taken = tensor_names(draft.graph)
+        changes = 0
+        for index, rewrite in self.emission.trace.rewrites.items():
+            node = graph.nodes[index]
+            if changed.intersection((*node.inputs, *node.outputs, *rewrite.sources)):
+                rewrite.adapt(_Edit(self.emission, draft, draft.graph.node[index], taken))
+                changes += 1
+        return PassResult(changes)
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """A :class:`ucpe_onnx.analysis.tracer.NodeEdit` on a draft."""
+
+    emission: Emission
+    draft: onnx.ModelProto
+    node: onnx.NodeProto
+    taken: set[str]
+
+    def size(self, axis: AxisKey) -> int:
+        return int(self.emission.layout(axis).size)
+
+    def kept(self, axis: AxisKey) -> IntArray:
+        return self.emission.layout(axis)
+
+    def set_input(self, index: int, value: npt.NDArray[np.generic]) -> None:
+        while len(self.node.input) <= index:
+            self.node.input.append("")
+        name = fresh_name(f"{self.node.output[0]}_{self.node.op_type.lower()}_{index}", self.taken)
+        self.draft.graph.initializer.append(numpy_helper.from_array(value, name))
+        self.node.input[index] = name
+
+    def set_attribute(self, name: str, value: int | Sequence[int] | None) -> None:
+        kept = [a for a in self.node.attribute if a.name != name]
+        del self.node.attribute[:]
+        self.node.attribute.extend(kept if value is None else [*kept, onnx.helper.make_attribute(name, value)])

@@ -1,0 +1,26 @@
+"""Give every node the name by which listings and plans know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from ucpe_onnx.naming import node_names
+from ucpe_onnx.passes.infra import PassResult
+
+
+@dataclass(frozen=True)
+class NameNodes:
+    """Name nodes that have no name or share one; see :func:`ucpe_onnx.naming.node_names`."""
+
+    name: str = "name-nodes"
+
+    def run(self, draft: onnx.ModelProto) -> PassResult:
+        """Set the names."""
+        changes = 0
+        for node, name in zip(draft.graph.node, node_names(draft.graph.node), strict=True):
+            if node.name != name:
+                node.name = name
+                changes += 1
+        return PassResult(changes)

@@ -1,0 +1,188 @@
+"""Plans: everything that was decided, as data, so that applying them is mechanical and repeatable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ucpe_onnx.errors import MaskError
+from ucpe_onnx.io import write_text
+from ucpe_onnx.masks import Mask
+
+FORMAT = "ucpe-plan/1"
+
+LOWERINGS = ("direct", "union", "gather", "slice")
+"""How a consumer gets its channels: it reads all that is emitted; all, some with zero weights; a Gather; a Slice."""
+
+
+@dataclass(frozen=True)
+class ConsumerPlan:
+    """What one consumer keeps and reads.
+
+    Attributes:
+        channels: C_in of the input model.
+        keep: input channels whose weights are kept, ascending.
+        read: input channels that the emitted consumer reads, in emitted order; those not in ``keep`` get zero weights.
+        segment: number of the segment.
+        slots: the slot, numbered within the segment, of each input channel.
+    """
+
+    channels: int
+    keep: tuple[int, ...]
+    read: tuple[int, ...]
+    segment: int
+    slots: tuple[int, ...]
+
+    def mask(self) -> Mask:
+        """The mask, shape (channels,), True = keep."""
+        mask = np.zeros(self.channels, dtype=bool)
+        mask[list(self.keep)] = True
+        return mask
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """The physical layout of one segment.
+
+    Attributes:
+        id: number of the segment.
+        order: slots in emitted order; those left out are removed from every producer.
+        blocks: the same slots, one tuple for each group whose place is fixed (operands of a Concat).
+        lowerings: for each consumer one of :data:`LOWERINGS`.
+        objective: copy-weighted number of consumers that find their channels contiguous.
+        bound: no order has a greater objective.
+        status: OPTIMAL if objective and bound meet, else FEASIBLE.
+        seconds: time the solver took.
+    """
+
+    id: int
+    order: tuple[int, ...]
+    blocks: tuple[tuple[int, ...], ...]
+    lowerings: Mapping[str, str]
+    objective: float = 0.0
+    bound: float = 0.0
+    status: str = "OPTIMAL"
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions for one model.
+
+    Attributes:
+        source_sha256: hash of the input file, or of the serialised model if it came as an object.
+        tool_version: version of this package that made the plan.
+        options: the options that it was made with.
+        consumers: by node name, in graph order.
+        segments: in the order of their numbers.
+    """
+
+    source_sha256: str
+    tool_version: str
+    options: Mapping[str, Any]
+    consumers: Mapping[str, ConsumerPlan]
+    segments: tuple[SegmentPlan, ...] = field(default=())
+
+    def masks(self) -> dict[str, Mask]:
+        """The mask of every consumer that drops a channel."""
+        return {name: c.mask() for name, c in self.consumers.items() if len(c.keep) < c.channels}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan in its public format (JSON-serialisable)."""
+        return {
+            "format": FORMAT,
+            "source_sha256": self.source_sha256,
+            "tool_version": self.tool_version,
+            "options": dict(self.options),
+            "consumers": {
+                name: {
+                    "channels": c.channels,
+                    "keep": list(c.keep),
+                    "read": list(c.read),
+                    "segment": c.segment,
+                    "slots": list(c.slots),
+                }
+                for name, c in self.consumers.items()
+            },
+            "segments": [
+                {
+                    "id": s.id,
+                    "order": list(s.order),
+                    "blocks": [list(block) for block in s.blocks],
+                    "lowerings": dict(s.lowerings),
+                    "objective": s.objective,
+                    "bound": s.bound,
+                    "status": s.status,
+                    "seconds": s.seconds,
+                }
+                for s in self.segments
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> Plan:
+        """Read the public format.
+
+        Raises:
+            MaskError: it is not a plan, or of another version.
+        """
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise MaskError(f'not a plan: expected an object with "format": "{FORMAT}"')
+        try:
+            consumers = {name: _consumer(c) for name, c in raw["consumers"].items()}
+            segments = tuple(_segment(s) for s in raw["segments"])
+            return cls(
+                str(raw["source_sha256"]), str(raw["tool_version"]), dict(raw.get("options", {})), consumers, segments
+            )
+        except KeyError as error:
+            raise MaskError(f"not a valid plan: {error.args[0]!r} is missing") from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise MaskError(f"not a valid plan: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON."""
+        write_text(path, json.dumps(self.to_dict()) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            MaskError: the file can't be read or holds no plan.
+        """
+        file = Path(path)
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise MaskError(f"{file}: no such file; give a plan that --save-plan wrote") from error
+        except (ValueError, OSError) as error:
+            raise MaskError(f"{file}: not a plan ({error})") from error
+        try:
+            return cls.from_dict(raw)
+        except MaskError as error:
+            raise MaskError(f"{file}: {error}") from error
+
+
+def _consumer(raw: Mapping[str, Any]) -> ConsumerPlan:
+    keep = tuple(int(i) for i in raw["keep"])
+    read = tuple(int(i) for i in raw.get("read", ()))
+    return ConsumerPlan(int(raw["channels"]), keep, read, int(raw["segment"]), tuple(int(i) for i in raw["slots"]))
+
+
+def _segment(raw: Mapping[str, Any]) -> SegmentPlan:
+    return SegmentPlan(
+        int(raw["id"]),
+        tuple(int(i) for i in raw["order"]),
+        tuple(tuple(int(i) for i in block) for block in raw["blocks"]),
+        {str(name): str(kind) for name, kind in raw["lowerings"].items()},
+        float(raw.get("objective", 0.0)),
+        float(raw.get("bound", 0.0)),
+        str(raw.get("status", "FEASIBLE")),
+        float(raw.get("seconds", 0.0)),
+    )
