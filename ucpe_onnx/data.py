@@ -1,0 +1,319 @@
+"""Sample data of the user's (``--data``), read from any of its forms and checked against the model's inputs.
+
+The forms: an ``.npz`` file, a directory in the layout of the ONNX model zoo, ``module:callable``, and in Python a
+dict of arrays, an iterable of feeds or a calibration reader of onnxruntime's. All become one ``Dataset``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from ucpe_onnx.errors import DataError, UcpeError, UsageError
+from ucpe_onnx.runtime.session import Array, Feed, InputSpec
+
+LABELS = "labels"
+"""Name of the optional array of class ids, unless the model has an input of that name."""
+
+FORMS = "an .npz file, a directory with test_data_set_N/input_M.pb, or module:callable"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Samples that fit a model's inputs; may be iterated any number of times.
+
+    Attributes:
+        source: where the samples come from, for messages and reports.
+        parts: arrays by input name; each part is cut into batches on its own.
+        counts: number of samples in each part.
+        samples: number of samples in all.
+        labels: class id of each sample, if the source has them.
+        batch: size of the model's batch axis if it is fixed, else None.
+        whole: whether a model with an open batch axis gets each part as it is, whatever batch size is asked for:
+            true of feeds that the user cut, false of arrays that hold all samples.
+    """
+
+    source: str
+    parts: tuple[Feed, ...]
+    counts: tuple[int, ...]
+    samples: int
+    labels: Array | None
+    batch: int | None
+    whole: bool
+
+    def batches(self, batch_size: int = 32) -> Iterator[Feed]:
+        """Yield feeds for the model; see ``counted_batches``."""
+        return (feed for feed, _ in self.counted_batches(batch_size))
+
+    def counted_batches(self, batch_size: int = 32) -> Iterator[tuple[Feed, int]]:
+        """Yield feeds for the model, each with its number of samples.
+
+        Where the model fixes its batch axis, every feed has that size: the last one is padded with copies of its last
+        sample, and the number tells how many are real.
+
+        Args:
+            batch_size: most samples in a feed, if the model leaves its batch axis open.
+
+        Raises:
+            UsageError: the batch size is below 1.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size} is below 1; give a positive number")
+        for part, count in zip(self.parts, self.counts, strict=True):
+            size = self.batch or (count if self.whole else batch_size)
+            if size == count:
+                yield part, count
+                continue
+            for start in range(0, count, size):
+                cut = {name: array[start : start + size] for name, array in part.items()}
+                real = min(size, count - start)
+                yield _pad(cut, size - real if self.batch else 0), real
+
+
+def load_data(source: Any, specs: Sequence[InputSpec]) -> Dataset:
+    """Read sample data for a model.
+
+    Args:
+        source: a path or ``module:callable`` as ``--data`` takes it, a mapping of names to arrays of all samples,
+            an iterable of feeds (dicts), or an object with ``get_next()`` that returns feeds and then None.
+        specs: the inputs of the model, from ``runtime.session.input_specs``.
+
+    Returns:
+        The checked samples.
+
+    Raises:
+        DataError: the source can't be read, holds no samples, or does not fit the inputs.
+    """
+    if isinstance(source, Dataset):
+        return source
+    if not isinstance(source, str | os.PathLike):
+        return _from_object(source, specs, "the data")
+    text = os.fspath(source)
+    path = Path(text)
+    if path.is_dir():
+        return _dataset(_read_zoo(path, specs), specs, text, whole=True)
+    if path.suffix == ".npz":
+        return _dataset([_read_npz(path)], specs, text, whole=False)
+    match = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)", text)
+    if match is None:
+        problem = f"can't read a {path.suffix or 'nameless'} file" if path.exists() else "no such file or directory"
+        raise DataError(f"{text}: {problem}; give {FORMS}")
+    with _working_directory_importable():
+        return _from_object(_call(text, match[1], match[2]), specs, text)
+
+
+def _from_object(source: Any, specs: Sequence[InputSpec], where: str) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    if isinstance(source, Mapping):
+        return _dataset([dict(source)], specs, where, whole=False)
+    if hasattr(source, "get_next"):
+        source = iter(source.get_next, None)
+    if not isinstance(source, Iterable) or isinstance(source, str | bytes | np.ndarray):
+        raise DataError(f"{where}: is a {type(source).__name__}; give an iterable of dicts of input name to array")
+    try:
+        items = list(source)
+    except UcpeError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise DataError(f"{where}: raised {_reason(error)} while it was read; fix the loader") from error
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise DataError(f"{where}: item {index} is a {type(item).__name__}; yield dicts of input name to array")
+    return _dataset([dict(item) for item in items], specs, where, whole=True)
+
+
+def _call(text: str, module_name: str, attribute: str) -> Any:
+    try:
+        target: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            target = getattr(target, part)
+    except ImportError as error:
+        raise DataError(f"{text}: can't import {module_name} ({_reason(error)}); give {FORMS}") from error
+    except AttributeError as error:
+        raise DataError(f"{text}: module {module_name} has no {attribute!r}; name a function of it") from error
+    except Exception as error:  # the user's module may raise anything
+        raise DataError(f"{text}: importing {module_name} raised {_reason(error)}; fix the module") from error
+    if not callable(target):
+        return target
+    try:
+        return target()
+    except Exception as error:  # the user's function may raise anything
+        raise DataError(f"{text}: raised {_reason(error)}; it is called without arguments") from error
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """Let the console script import what ``python -m`` would find in the working directory."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; give {FORMS}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a readable .npz file ({_reason(error)}); write it with numpy.savez") from error
+
+
+def _read_zoo(folder: Path, specs: Sequence[InputSpec]) -> list[Feed]:
+    sets = [folder] if any(folder.glob("input_*.pb")) else [path for path in folder.iterdir() if path.is_dir()]
+    feeds = []
+    for path in sorted(sets, key=_natural):
+        files = sorted(path.glob("input_*.pb"), key=_natural)
+        if not files:
+            continue
+        if len(files) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise DataError(f"{path}: holds {len(files)} input_M.pb files; give one per model input, in order: {names}")
+        feeds.append({spec.name: _read_tensor(file) for spec, file in zip(specs, files, strict=True)})
+    if not feeds:
+        raise DataError(f"{folder}: no test_data_set_N/input_M.pb in it; give {FORMS}")
+    return feeds
+
+
+def _read_tensor(file: Path) -> Array:
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(onnx.TensorProto.FromString(file.read_bytes())))
+    except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{file}: not a readable TensorProto ({_reason(error)}); write the file again") from error
+
+
+def _natural(path: Path) -> tuple[list[int], str]:
+    return [int(digits) for digits in re.findall(r"\d+", path.name)], path.name
+
+
+def _dataset(items: list[dict[str, Any]], specs: Sequence[InputSpec], source: str, whole: bool) -> Dataset:
+    """Check every part and put them together; the only place where a ``Dataset`` is made."""
+    batch = _fixed_batch(specs)
+    parts, counts, labels = [], [], []
+    for index, item in enumerate(items):
+        where = f"{source}, item {index}" if len(items) > 1 else source
+        if LABELS in item and all(spec.name != LABELS for spec in specs):
+            labels.append(np.asarray(item.pop(LABELS)))
+        _check_names(item, specs, where)
+        part = {spec.name: _checked(item[spec.name], spec, where) for spec in specs}
+        parts.append(part)
+        counts.append(_count(part, specs, batch, where, whole))
+    samples = sum(counts)
+    if not samples or 0 in counts:
+        where = f"{source}, item {counts.index(0)}" if samples else source
+        raise DataError(f"{where}: holds no samples; give at least one")
+    return Dataset(source, tuple(parts), tuple(counts), samples, _joined(labels, counts, source), batch, whole)
+
+
+def _fixed_batch(specs: Sequence[InputSpec]) -> int | None:
+    """The size that all inputs which fix their first axis agree on; an input without axes has no batch axis."""
+    if any(spec.shape == () for spec in specs):
+        return None
+    sizes = {spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)}
+    return sizes.pop() or None if len(sizes) == 1 else None
+
+
+def _check_names(item: Mapping[str, Any], specs: Sequence[InputSpec], where: str) -> None:
+    expected = [spec.name for spec in specs]
+    missing = [name for name in expected if name not in item]
+    extra = [str(name) for name in item if name not in expected]
+    if len(missing) == len(extra) == 1:
+        raise DataError(f"{where}: array {extra[0]!r} is not an input of the model; rename it to {missing[0]!r}")
+    if missing:
+        held = ", ".join(map(str, item)) or "nothing"
+        raise DataError(f"{where}: no array for the input {missing[0]!r}; add it (the data holds {held})")
+    if extra:
+        raise DataError(
+            f"{where}: array {extra[0]!r} is not an input; remove it (the model takes {', '.join(expected)})"
+        )
+
+
+def _checked(value: Any, spec: InputSpec, where: str) -> Array:
+    """Return the value as an array of the input's type and rank; axis 0 is checked with the batch, in ``_count``."""
+    if spec.dtype is None:
+        if spec.kind.endswith("tensor"):
+            raise DataError(
+                f"{where}: {spec.name!r} is a {spec.kind}, which onnxruntime can't be fed from Python;"
+                " cast this input inside of the model"
+            )
+        return value  # type: ignore[no-any-return]  # a sequence, an optional: onnxruntime judges
+    array = np.asarray(value)
+    if spec.dtype.kind == "O":
+        if array.dtype.kind not in "OUS":
+            raise DataError(f"{where}: {spec.name!r} is {array.dtype}, the model takes strings; convert it to str")
+    elif array.dtype != spec.dtype:
+        raise DataError(
+            f"{where}: {spec.name!r} is {array.dtype}, the model takes {spec.dtype}; cast it to {spec.dtype}"
+            + (" after the scaling that the model was trained with" if array.dtype == np.uint8 else "")
+        )
+    if spec.shape is None:
+        return array
+    fits = array.ndim == len(spec.shape) and all(
+        not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape[1:], array.shape[1:], strict=True)
+    )
+    if not fits:
+        raise _misfit(spec, array, where, "reshape or transpose it")
+    return array
+
+
+def _count(part: Feed, specs: Sequence[InputSpec], batch: int | None, where: str, whole: bool) -> int:
+    """Number of samples in a part; one whose inputs do not share a first axis can't be cut and is one batch."""
+    sizes = {name: int(array.shape[0]) for name, array in part.items() if getattr(array, "ndim", 0)}
+    shared = len(sizes) == len(part) and len(set(sizes.values())) == 1
+    if not whole and not shared:
+        found = ", ".join(f"{name!r} {sizes.get(name, 'none')}" for name in part)
+        raise DataError(
+            f"{where}: the first axis counts samples but differs between inputs ({found});"
+            " make them equal, or give one feed at a time through module:callable"
+        )
+    if shared and batch:
+        return next(iter(sizes.values()))
+    for spec in specs:
+        if spec.shape and isinstance(spec.shape[0], int) and spec.shape[0] != sizes[spec.name]:
+            raise _misfit(spec, part[spec.name], where, "give feeds of exactly that shape through module:callable")
+    return next(iter(sizes.values())) if shared else batch or 1
+
+
+def _misfit(spec: InputSpec, array: Array, where: str, advice: str) -> DataError:
+    declared = ", ".join("?" if dim is None else str(dim) for dim in spec.shape or ())
+    shape = ", ".join(map(str, array.shape))
+    return DataError(f"{where}: {spec.name!r} has shape ({shape}), the model takes ({declared}); {advice}")
+
+
+def _joined(labels: list[Array], counts: list[int], source: str) -> Array | None:
+    if not labels:
+        return None
+    if len(labels) != len(counts):
+        raise DataError(f"{source}: {len(labels)} of {len(counts)} items have {LABELS!r}; give all of them, or none")
+    for index, (label, count) in enumerate(zip(labels, counts, strict=True)):
+        if label.ndim < 1 or label.shape[0] != count:
+            found = label.shape[0] if label.ndim else "a single value"
+            raise DataError(f"{source}: item {index} has {count} samples, {LABELS!r} has {found}; give one per sample")
+    return np.concatenate(labels)
+
+
+def _pad(feed: Feed, missing: int) -> Feed:
+    if not missing:
+        return feed
+    return {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feed.items()}
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

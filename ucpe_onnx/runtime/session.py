@@ -1,0 +1,291 @@
+"""onnxruntime sessions: made with clear errors, run with clear errors, and what their inputs look like."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import EncodeError
+
+from ucpe_onnx.errors import ModelError, UsageError
+from ucpe_onnx.io import PROTOBUF_LIMIT
+
+Array: TypeAlias = npt.NDArray[Any]
+Feed: TypeAlias = dict[str, Array]
+ModelLike: TypeAlias = bytes | str | os.PathLike[str] | onnx.ModelProto
+
+QUIET = 4
+"""Log severity "fatal": what onnxruntime logs as an error it also raises, and one line on stderr is enough."""
+
+OPT_LEVELS: dict[str, str] = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_LAYOUT",
+    "all": "ORT_ENABLE_ALL",
+}
+
+_PROVIDER_SHORTHANDS = {"trt": "tensorrt", "directml": "dml"}
+
+_SOURCE_LOCATION = re.compile(
+    r"(?<!\S)\S+\.(?:cc|h|hpp|cpp|cu|cuh):\d+ "  # a file of onnxruntime's
+    r"(?:(?:[\w:<>~*&]+ )*[\w:<>~]+\(.*?\)(?: const)? (?=[A-Z]))?"  # then, maybe, the C++ signature of a function
+)
+
+_NUMPY_TYPES: dict[int, npt.DTypeLike] = {
+    onnx.TensorProto.FLOAT: np.float32,
+    onnx.TensorProto.DOUBLE: np.float64,
+    onnx.TensorProto.FLOAT16: np.float16,
+    onnx.TensorProto.INT8: np.int8,
+    onnx.TensorProto.INT16: np.int16,
+    onnx.TensorProto.INT32: np.int32,
+    onnx.TensorProto.INT64: np.int64,
+    onnx.TensorProto.UINT8: np.uint8,
+    onnx.TensorProto.UINT16: np.uint16,
+    onnx.TensorProto.UINT32: np.uint32,
+    onnx.TensorProto.UINT64: np.uint64,
+    onnx.TensorProto.BOOL: np.bool_,
+    onnx.TensorProto.STRING: np.object_,
+}
+
+
+@runtime_checkable
+class Session(Protocol):
+    """The part of ``onnxruntime.InferenceSession`` that is used here."""
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> Sequence[Any]:
+        """Run the model once."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """Describe the inputs."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """Describe the outputs."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How onnxruntime runs a model; every measurement and check of one run shares these.
+
+    Attributes:
+        providers: execution providers in order of preference, ``"cuda"`` as well as ``"CUDAExecutionProvider"``.
+        threads: threads within an operator; 0 lets onnxruntime decide.
+        opt_level: graph optimisation level, a key of ``OPT_LEVELS``.
+    """
+
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: int = 0
+    opt_level: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.opt_level not in OPT_LEVELS:
+            raise UsageError(f"--opt-level: unknown level {self.opt_level!r}; choose from {', '.join(OPT_LEVELS)}")
+        if self.threads < 0:
+            raise UsageError(f"--threads: {self.threads} is negative; give a count, or 0 to let onnxruntime decide")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input of a model as the graph declares it.
+
+    Attributes:
+        name: name of the input.
+        dtype: numpy type, or None where numpy can't hold the input (bfloat16, a sequence, an optional).
+        shape: a size, a symbolic name or None (unknown) per axis; None if the graph declares no shape.
+        kind: the declared type in words, for messages.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str | None, ...] | None
+    kind: str = "tensor"
+
+
+def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
+    """Describe the inputs that a run must be fed: graph inputs that are not initializers, in graph order."""
+    graph = model.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    constants.update(sparse.values.name for sparse in graph.sparse_initializer)
+    return tuple(_input_spec(value) for value in graph.input if value.name not in constants)
+
+
+def resolve_providers(names: Iterable[str]) -> tuple[str, ...]:
+    """Turn spellings like ``cpu`` or ``CUDA`` into the names of providers that this onnxruntime has.
+
+    Raises:
+        UsageError: no name is given, or one that this build of onnxruntime does not offer.
+    """
+    available: list[str] = ort.get_available_providers()
+    by_spelling = {_spelling(name): name for name in available}
+    resolved: dict[str, None] = {}
+    for name in names:
+        provider = by_spelling.get(_spelling(name))
+        if provider is None:
+            raise UsageError(
+                f"--providers: this onnxruntime has no {name!r}; it has {', '.join(available)}"
+                " (others come with other builds, such as onnxruntime-gpu)"
+            )
+        resolved[provider] = None
+    if not resolved:
+        raise UsageError(f"--providers: none given; choose from {', '.join(available)}")
+    return tuple(resolved)
+
+
+def make_session(
+    model: ModelLike,
+    options: RunOptions | None = None,
+    optimized_path: str | os.PathLike[str] | None = None,
+    *,
+    where: str | None = None,
+    config: Mapping[str, str] | None = None,
+) -> Session:
+    """Load a model into onnxruntime.
+
+    Args:
+        model: a model in memory (of any size), its bytes, or its path.
+        options: how to run it.
+        optimized_path: where onnxruntime shall write the graph it made of the model.
+        where: what to call the model in messages; its path or graph name by default.
+        config: further onnxruntime session settings, such as ``session.force_spinning_stop``.
+
+    Raises:
+        ModelError: onnxruntime can't load the model, or can't start a provider that was asked for.
+        UsageError: a provider is unknown.
+    """
+    options = options or RunOptions()
+    providers = resolve_providers(options.providers)
+    where = where or _describe(model)
+    settings = _settings(options, optimized_path, config or {})
+    if isinstance(model, onnx.ModelProto):
+        session = _load_proto(model, settings, providers, where)
+    else:
+        if not isinstance(model, bytes) and not Path(model).is_file():
+            raise ModelError(f"{where}: no such file; give the path of an .onnx model")
+        session = _load(model if isinstance(model, bytes) else os.fspath(model), settings, providers, where)
+    started = session.get_providers()
+    if missing := [name for name in providers if name not in started]:
+        raise ModelError(
+            f"{where}: onnxruntime could not start {', '.join(missing)} and fell back to {', '.join(started)};"
+            " check the provider's libraries and driver, or choose another with --providers"
+        )
+    return cast(Session, session)
+
+
+def as_session(model: ModelLike | Session, options: RunOptions | None = None, *, where: str | None = None) -> Session:
+    """Return a session as it is, or make one of a model."""
+    return model if isinstance(model, Session) else make_session(model, options, where=where)
+
+
+def run(session: Session, feed: Mapping[str, Any], *, where: str = "the model") -> list[Any]:
+    """Run a session once and return every output in graph order.
+
+    Args:
+        session: what to run.
+        feed: an array per input.
+        where: what to call the model in the message.
+
+    Raises:
+        ModelError: onnxruntime refuses the feed or an operator fails.
+    """
+    try:
+        return list(session.run(None, feed))
+    except Exception as error:  # onnxruntime raises classes of its own that share no base but Exception
+        raise ModelError(f"{where}: onnxruntime can't run it: {ort_message(error)}") from error
+
+
+def ort_message(error: BaseException) -> str:
+    """The part of an onnxruntime message that a user can act on, in one line.
+
+    Error codes, source locations of onnxruntime's own files and C++ signatures are dropped.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = _SOURCE_LOCATION.sub("", text)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _spelling(name: str) -> str:
+    short = name.strip().lower().removesuffix("executionprovider")
+    return _PROVIDER_SHORTHANDS.get(short, short)
+
+
+def _describe(model: ModelLike) -> str:
+    if isinstance(model, onnx.ModelProto):
+        return model.graph.name or "the model"
+    return "the model" if isinstance(model, bytes) else os.fspath(model)
+
+
+def _settings(options: RunOptions, optimized_path: str | os.PathLike[str] | None, config: Mapping[str, str]) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = QUIET
+    settings.intra_op_num_threads = options.threads
+    levels = ort.GraphOptimizationLevel
+    # "layout" came with onnxruntime 1.22; before, "all" was the level that held the layout transformations.
+    settings.graph_optimization_level = getattr(levels, OPT_LEVELS[options.opt_level], levels.ORT_ENABLE_ALL)
+    if optimized_path is not None:
+        settings.optimized_model_filepath = os.fspath(optimized_path)
+    for key, value in config.items():
+        settings.add_session_config_entry(key, value)
+    return settings
+
+
+def _load(model: bytes | str, settings: Any, providers: tuple[str, ...], where: str) -> Any:
+    try:
+        # Without enable_fallback=0 onnxruntime prints a failure to stdout and goes on with other providers.
+        return ort.InferenceSession(model, settings, providers=list(providers), enable_fallback=0)
+    except Exception as error:  # onnxruntime raises classes of its own that share no base but Exception
+        raise ModelError(f"{where}: onnxruntime can't load it: {ort_message(error)}") from error
+
+
+def _load_proto(model: onnx.ModelProto, settings: Any, providers: tuple[str, ...], where: str) -> Any:
+    if not _too_large(model):
+        return _load(model.SerializeToString(), settings, providers, where)
+    # onnx moves the weights of the very proto that it is given out to the file: save a copy.
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    # onnxruntime has read or mapped the files once the session exists; Windows keeps mapped files, hence the ignore.
+    with tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True) as folder:
+        path = os.path.join(folder, "model.onnx")
+        try:
+            onnx.save_model(copy, path, save_as_external_data=True, location="weights", convert_attribute=True)
+        except (OSError, EncodeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(
+                f"{where}: can't be written to {folder} to be loaded ({reason}); free disk space"
+            ) from error
+        del copy
+        return _load(path, settings, providers, where)
+
+
+def _too_large(model: onnx.ModelProto) -> bool:
+    try:
+        return bool(model.ByteSize() >= PROTOBUF_LIMIT)
+    except (EncodeError, ValueError):  # some versions of protobuf refuse to count that far
+        return True
+
+
+def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
+    kind = value.type.WhichOneof("value") or "undeclared type"
+    if kind != "tensor_type":
+        return InputSpec(value.name, None, None, kind.removesuffix("_type"))
+    tensor = value.type.tensor_type
+    numpy_type = _NUMPY_TYPES.get(tensor.elem_type)
+    dtype = None if numpy_type is None else np.dtype(numpy_type)
+    shape = tuple(_axis(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
+    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    return InputSpec(value.name, dtype, shape, f"{element} tensor")
+
+
+def _axis(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None  # some exporters write -1 for "unknown"
+    return dim.dim_param or None
