@@ -1,0 +1,634 @@
+"""A hypothesis strategy for graphs: whatever may carry, mix, cut or join channels, in any combination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from tests.builders import Net
+
+_OPSETS = (9, 11, 13, 17, 18, 21)
+_CHANNELS = (1, 2, 3, 4, 5, 6, 8, 8, 12, 16, 20, 32)
+_UNARY = [
+    "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Neg", "Abs", "Softplus", "Elu", "Erf", "Cos", "Identity", "Dropout",
+    "Softsign", "HardSigmoid", "Selu",
+]  # fmt: skip
+_MOST_ELEMENTS = 3000
+
+
+class Grower:
+    """Adds random operators to a net; knows which tensors there are to build on.
+
+    Args:
+        draw: hypothesis' draw function.
+        net: the net.
+    """
+
+    def __init__(self, draw: Callable[[st.SearchStrategy], object], net: Net) -> None:
+        self.draw, self.net = draw, net
+        self.tensors: list[str] = []
+        self.kernels: list[str] = []
+        """Convolution weights that another convolution may share."""
+
+    # Drawing
+
+    def pick(self, choices):
+        return self.draw(st.sampled_from(list(choices)))
+
+    def int(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def flag(self) -> bool:
+        return self.draw(st.booleans())
+
+    def axis(self, axis: int, rank: int) -> int:
+        """An axis counted from the front or, where the opset knows that, from the back."""
+        return axis - rank if self.net.opset >= 11 and self.flag() else axis
+
+    def tensor(self, rank: int | None = None, good: Callable[[tuple], bool] = lambda shape: True) -> str | None:
+        """Some tensor; later ones more often, so that graphs get deep."""
+        fit = [
+            t for t in self.tensors if (rank is None or len(self.net.shapes[t]) == rank) and good(self.net.shapes[t])
+        ]
+        if not fit:
+            return None
+        return self.pick(fit) if self.flag() else fit[-1]
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        return self.net.shapes[tensor]
+
+    def name(self, op_type: str) -> str:
+        """A node name or none."""
+        return self.pick([f"{op_type}{len(self.net.nodes)}", ""])
+
+    def keep(self, *tensors: str | None) -> None:
+        """Make tensors available to later operators."""
+        for tensor in tensors:
+            if tensor and np.prod(self.shape(tensor)) <= _MOST_ELEMENTS:
+                self.tensors.append(tensor)
+
+    def grow(self) -> None:
+        getattr(self, self.pick(STEPS))()
+
+    # Weights
+
+    def hidden(self, value: np.ndarray) -> str:
+        """A weight as an initializer, or behind nodes that compute it from constants."""
+        net = self.net
+        kind = self.pick(["initializer"] * 5 + ["Constant", "Identity", "Transpose", "Mul", "DequantizeLinear"])
+        if kind == "DequantizeLinear" and net.opset >= 13:  # stays a node, so the weight is one at run time
+            return net.op(kind, net.weight((value * 50).astype(np.int8)), net.weight(np.float32(0.02)))
+        if kind in ("initializer", "DequantizeLinear"):
+            return net.weight(value)
+        if kind == "Constant":
+            return net.constant(value)
+        if kind == "Identity" or (kind == "Transpose" and not value.ndim):
+            return net.op("Identity", net.weight(value))
+        if kind == "Mul":
+            return net.op("Mul", net.weight(value), net.constant(np.float32(0.5)))
+        axes = list(range(value.ndim))[::-1]
+        return net.op("Transpose", net.weight(value.transpose(axes)), perm=axes)
+
+    # Convolutions
+
+    def conv(self) -> None:
+        x = self.tensor(4)
+        if x is None:
+            return
+        channels = self.shape(x)[1]
+        shared = [w for w in self.kernels if self.net.shapes[w][1] == channels]
+        if shared and self.flag():
+            weight = self.pick(shared)
+        else:
+            k = self.pick([1, 1, 3])
+            weight = self.hidden(self.net.normal(self.pick(_CHANNELS), channels, k, k))
+            self.kernels.append(weight)
+        stride = self.pick([1, 1, 2])
+        self.keep(self.net.conv_with(x, weight, bias=self.flag(), name=self.name("Conv"), strides=[stride, stride]))
+
+    def conv_1d(self) -> None:
+        x = self.tensor(3)
+        if x is not None:
+            groups = self.pick([1, 1, self.shape(x)[1]])
+            out = self.pick(_CHANNELS) if groups == 1 else groups * self.int(1, 2)
+            self.keep(self.net.conv(x, out, self.pick([1, 3]), groups=groups, name=self.name("Conv")))
+
+    def grouped_conv(self) -> None:
+        x = self.tensor(4, lambda s: s[1] > 1)
+        if x is None:
+            return
+        channels = self.shape(x)[1]
+        groups = self.pick([g for g in range(2, channels + 1) if channels % g == 0])
+        self.keep(self.net.conv(x, groups * self.int(1, 3), groups=groups, name=self.name("Conv")))
+
+    def depthwise(self) -> None:
+        x = self.tensor(4, lambda s: s[1] > 1)
+        if x is not None:
+            self.keep(self.net.depthwise(x, self.pick([1, 1, 2]), self.pick([1, 3])))
+
+    def conv_transpose(self) -> None:
+        x = self.tensor(4)
+        if x is None:
+            return
+        channels = self.shape(x)[1]
+        groups = self.pick([1, 1, *[g for g in range(2, channels + 1) if channels % g == 0]])
+        out = self.pick(_CHANNELS) if groups == 1 else self.int(1, 2)
+        inputs = [x, self.hidden(self.net.normal(channels, out, 2, 2))]
+        inputs += [self.net.weight(self.net.normal(out * groups))] if self.flag() else []
+        self.keep(self.net.op("ConvTranspose", *inputs, group=groups, strides=[2, 2], name=self.name("ConvTranspose")))
+
+    def squeeze_excite(self) -> None:
+        x = self.tensor(4)
+        if x is not None:
+            gate = self.net.op("GlobalAveragePool", x)
+            gate = self.net.op("Relu", self.net.conv(gate, self.pick(_CHANNELS)))
+            gate = self.net.op("Sigmoid", self.net.conv(gate, self.shape(x)[1]))
+            self.keep(self.net.op("Mul", *self.draw(st.permutations([x, gate]))))
+
+    def reader(self) -> None:
+        """Two convolutions that read the same tensor: where unconstrained masks differ."""
+        x = self.tensor(4)
+        if x is not None:
+            self.keep(*[self.net.conv(x, self.pick(_CHANNELS)) for _ in range(2)])
+
+    def head(self, x: str) -> str:
+        """Something that reads the channels, so that these are not the graph's output themselves."""
+        if len(self.shape(x)) == 2:
+            return self.net.gemm(x, 2)
+        return self.net.conv(x, 2) if len(self.shape(x)) == 4 else self.linear_on(x)
+
+    # Elementwise
+
+    def unary(self) -> None:
+        x = self.tensor()
+        if x is not None:
+            op_type = self.pick(_UNARY + ["Gelu"] * (self.net.opset >= 20) + ["HardSwish"] * (self.net.opset >= 14))
+            self.keep(self.net.op(op_type, x, name=self.name(op_type)))
+
+    def clip(self) -> None:
+        x = self.tensor()
+        if x is None:
+            return
+        if self.net.opset < 11:
+            self.keep(self.net.op("Clip", x, min=-1.0, max=1.0))
+        else:
+            self.keep(self.net.op("Clip", x, self.net.constant(np.float32(-1)), self.net.weight(np.float32(1))))
+
+    def prelu(self) -> None:
+        x = self.tensor(4)
+        if x is not None:
+            channels = self.shape(x)[1]
+            self.keep(
+                self.net.op("PRelu", x, self.hidden(self.net.normal(*self.pick([(channels, 1, 1), (1,), (1, 1, 1)]))))
+            )
+
+    def with_constant(self) -> None:
+        x = self.tensor()
+        if x is None:
+            return
+        shape = list(self.shape(x))
+        shape = [d if self.flag() else 1 for d in shape][self.int(0, len(shape)) :]
+        value = self.net.normal(*shape)
+        other = self.hidden(value)
+        op_type = self.pick(["Add", "Mul", "Sub", "Max", "Min"])
+        self.keep(self.net.op(op_type, *self.draw(st.permutations([x, other]))))
+
+    def spread(self) -> None:
+        """A constant that broadcasts the activation, so that channels come from the constant."""
+        x = self.tensor(4, lambda s: s[1] == 1)
+        if x is not None:
+            self.keep(self.net.op("Add", x, self.hidden(self.net.normal(1, self.pick(_CHANNELS), 1, 1))))
+
+    def two(self) -> None:
+        """An operator on two activations; the second is made to fit if none does."""
+        x = self.tensor(4)
+        if x is None:
+            return
+        n, c, h, w = self.shape(x)
+        y = self.tensor(4, lambda s: s[0] in (1, n) and s[1] in (1, c) and s[2] in (1, h) and s[3] in (1, w))
+        if y == x and self.flag():
+            source = self.tensor(4, lambda s: (s[0], *s[2:]) == (n, h, w))
+            y = self.net.conv(source or x, c)
+        op_type = self.pick(["Add", "Add", "Mul", "Sub", "Max", "Sum"])
+        self.keep(self.net.op(op_type, *self.draw(st.permutations([x, y or x])), name=self.name(op_type)))
+
+    def where(self) -> None:
+        x = self.tensor(4)
+        if x is not None:
+            channels = self.shape(x)[1]
+            condition = self.net.weight(self.net.random.random((channels, 1, 1)) < 0.5)
+            other = self.pick([x, self.net.weight(np.float32(0.25)), self.net.conv(x, channels)])
+            self.keep(self.net.op("Where", condition, x, other))
+
+    # Normalisation
+
+    def normalise(self) -> None:
+        x = self.tensor(4)
+        if x is None:
+            return
+        channels = self.shape(x)[1]
+        op_type = self.pick(["BatchNormalization", "BatchNormalization", "InstanceNormalization", "LRN"])
+        if op_type == "BatchNormalization":
+            self.keep(self.net.batch_norm(x))
+        elif op_type == "LRN":
+            self.keep(self.net.op("LRN", x, size=3))
+        else:
+            scale, bias = (self.hidden(self.net.normal(channels)) for _ in range(2))
+            self.keep(self.net.op("InstanceNormalization", x, scale, bias, epsilon=0.1))
+
+    def softmax(self) -> None:
+        x = self.tensor()
+        if x is not None:
+            op_type = self.pick(["Softmax", "LogSoftmax"])
+            self.keep(self.net.op(op_type, x, axis=self.axis(self.int(0, len(self.shape(x)) - 1), len(self.shape(x)))))
+
+    def layer_norm(self) -> None:
+        x = self.tensor()
+        if x is not None and self.net.opset >= 17:
+            rank = len(self.shape(x))
+            axis = self.int(max(1, rank - 2), rank - 1)
+            shape = self.shape(x)[axis:]
+            scale = self.net.weight(self.net.normal(*shape))
+            self.keep(self.net.op("LayerNormalization", x, scale, axis=self.pick([axis, axis - rank]), epsilon=0.1))
+
+    # Pools and reductions
+
+    def pool(self) -> None:
+        x = self.tensor(4, lambda s: min(s[2:]) >= 2)
+        if x is not None:
+            op_type = self.pick(["MaxPool", "AveragePool"])
+            self.keep(self.net.op(op_type, x, kernel_shape=[2, 2], strides=[self.int(1, 2)] * 2))
+
+    def global_pool(self) -> None:
+        x = self.tensor(4)
+        if x is not None:
+            self.keep(self.net.op(self.pick(["GlobalAveragePool", "GlobalMaxPool"]), x))
+
+    def reduce(self) -> None:
+        x = self.tensor(good=lambda s: len(s) > 2)
+        if x is not None:
+            rank = len(self.shape(x))
+            axes = [self.axis(axis, rank) for axis in self.pick([[2, 3], [1], [2], [3]] if rank == 4 else [[1], [2]])]
+            keepdims = int(self.flag())
+            y = self.net.reduce(self.pick(["ReduceMean", "ReduceMax", "ReduceSum"]), x, axes, keepdims)
+            self.keep(y)
+
+    # Joining and cutting
+
+    def concat(self) -> None:
+        x = self.tensor(4)
+        if x is None:
+            return
+        n, _, h, w = self.shape(x)
+        operands = [x]
+        for _ in range(self.int(1, 2)):
+            kind = self.pick(["other", "other", "same", "constant", "conv"])
+            other = self.tensor(4, lambda s: (s[0], *s[2:]) == (n, h, w)) if kind == "other" else x
+            if kind == "constant":
+                other = self.hidden(self.net.normal(n, self.int(1, 5), h, w))
+            elif kind == "conv":
+                other = self.net.conv(x, self.pick(_CHANNELS))
+            operands.append(other or x)
+        self.keep(self.net.op("Concat", *self.draw(st.permutations(operands)), axis=self.axis(1, 4)))
+
+    def concat_space(self) -> None:
+        x = self.tensor(4)
+        if x is not None:
+            y = self.tensor(4, lambda s: s == self.shape(x)) or x
+            self.keep(self.net.op("Concat", x, y, axis=self.int(2, 3)))
+
+    def pad(self) -> None:
+        x = self.tensor(4)
+        if x is None:
+            return
+        if self.flag():
+            self.keep(self.net.pad(x, [0, self.int(0, 2), 0, 0, 0, self.int(0, 3), 0, 0]))
+        else:
+            space = [self.int(0, 1) for _ in range(4)]
+            mode = "constant" if min(self.shape(x)[2:]) < 2 else self.pick(["constant", "reflect", "edge"])
+            self.keep(self.net.pad(x, [0, 0, *space[:2], 0, 0, *space[2:]], mode))
+
+    def slice(self) -> None:
+        x = self.tensor(good=lambda s: len(s) >= 2 and s[1] > 1)
+        if x is None:
+            return
+        channels = self.shape(x)[1]
+        start = self.int(0, channels - 1)
+        end = self.int(start + 1, channels)
+        if self.net.opset >= 10 and self.flag():
+            start, end = start - channels, self.pick([end, 2**31 - 1])
+        axes, starts, ends = [self.axis(1, len(self.shape(x)))], [start], [end]
+        if self.net.opset >= 10 and self.flag() and len(self.shape(x)) == 4:
+            axes, starts, ends = [3, *axes], [0, *starts], [max(1, self.shape(x)[3] - 1), *ends]
+        steps = self.pick([(), (), (), [1] * len(axes), [1] * (len(axes) - 1) + [2]])
+        self.keep(self.net.slice(x, axes, starts, ends, () if self.net.opset < 10 else steps))
+
+    def middle(self) -> None:
+        """A range with channels on both sides, beside readers of the whole tensor."""
+        x = self.tensor(4, lambda s: s[1] > 3)
+        if x is not None:
+            self.keep(self.net.slice(x, [1], [1], [self.shape(x)[1] - 1]))
+
+    def split(self) -> None:
+        x = self.tensor(good=lambda s: len(s) >= 2 and s[1] > 1)
+        if x is None:
+            return
+        channels = self.shape(x)[1]
+        first = self.int(1, channels - 1)
+        sizes = [first, channels - first]
+        if sizes[1] > 1 and self.flag():
+            sizes[1:] = [1, sizes[1] - 1]
+        if self.net.opset >= 18 and self.flag():
+            count = self.pick([n for n in range(2, channels + 1) if -(-channels // n) * (n - 1) < channels])
+            parts = self.net.ops("Split", x, outputs=count, axis=1, num_outputs=count)
+        else:
+            parts = self.net.split(x, sizes, self.axis(1, len(self.shape(x))))
+        self.keep(*self.draw(st.permutations(parts)))
+
+    def swap_halves(self) -> None:
+        x = self.tensor(4, lambda s: s[1] > 1)
+        if x is not None:
+            first = self.int(1, self.shape(x)[1] - 1)
+            a, b = self.net.split(x, [first, self.shape(x)[1] - first])
+            self.keep(self.net.op("Concat", b, a, axis=1))
+
+    def gather(self) -> None:
+        x = self.tensor(4)
+        if x is not None:
+            index = [self.int(0, self.shape(x)[1] - 1) for _ in range(self.int(1, 3))]
+            self.keep(self.net.op("Gather", x, self.net.ints(*index), axis=1))
+
+    # Other shapes
+
+    def resize(self) -> None:
+        x = self.tensor(4, lambda s: s[2] * s[3] <= 25)
+        if x is None or self.net.opset < 11:
+            return
+        n, c, h, w = self.shape(x)
+        by_size = self.flag()
+        mode = self.pick(["nearest", "linear"])
+        if by_size:
+            last = ["", "", self.net.ints(n, c, h * 2, w + 1)]
+        else:
+            last = ["", self.net.weight(np.array([1, 1, 2, 1.5], dtype=np.float32))]
+        last[0] = self.net.weight(np.zeros(0, dtype=np.float32)) if self.net.opset < 13 else ""
+        if by_size and self.net.opset < 13:
+            last[1] = last[0]
+        self.keep(self.net.op("Resize", x, *last, mode=mode))
+
+    def to_last(self) -> None:
+        """Channels last, something there, and back."""
+        x = self.tensor(4)
+        if x is None:
+            return
+        y = self.net.op("Transpose", x, perm=[0, 2, 3, 1])
+        for _ in range(self.int(0, 2)):
+            y = self.linear_on(y)
+        self.keep(self.net.op("Transpose", y, perm=[0, 3, 1, 2]))
+
+    def linear_on(self, x: str) -> str:
+        """A matrix on either side, a bias, or an activation."""
+        kind = self.pick(["right", "right", "left", "bias", "Relu", "Softmax"])
+        *_, rows, columns = self.shape(x)
+        if kind == "right":
+            return self.net.op(
+                "MatMul", x, self.hidden(self.net.normal(columns, self.pick(_CHANNELS))), name=self.name("")
+            )
+        if kind == "left":
+            return self.net.op("MatMul", self.hidden(self.net.normal(self.int(1, 4), rows)), x, name=self.name(""))
+        if kind == "bias":
+            return self.net.op("Add", self.net.weight(self.net.normal(columns)), x)
+        return self.net.op(kind, x)
+
+    def linear(self) -> None:
+        x = self.tensor(good=lambda s: len(s) >= 2)
+        if x is not None:
+            self.keep(self.linear_on(x))
+
+    def transpose(self) -> None:
+        x = self.tensor()
+        if x is not None:
+            self.keep(self.net.op("Transpose", x, perm=self.draw(st.permutations(range(len(self.shape(x)))))))
+
+    def flatten(self) -> None:
+        x = self.tensor(4)
+        if x is None:
+            return
+        if self.flag():
+            x = self.net.op("Transpose", x, perm=[0, 2, 3, 1])
+        axis = self.pick([1, 1, 1, 2, 0])
+        self.keep(self.net.op("Flatten", x, axis=axis))
+
+    def gemm(self) -> None:
+        x = self.tensor(2)
+        if x is None:
+            return
+        rows, columns = self.shape(x)
+        trans_a, trans_b = int(self.pick([0, 0, 1])), int(self.flag())
+        read, kept = (rows, columns) if trans_a else (columns, rows)
+        out = self.pick(_CHANNELS)
+        weight = self.hidden(self.net.normal(*((out, read) if trans_b else (read, out))))
+        inputs = [x, weight]
+        bias = self.pick([None, (out,), (1,), (1, out), (kept, 1), (kept, out), ()])
+        if bias is not None or self.net.opset < 11:
+            inputs.append(self.hidden(self.net.normal(*(bias or ()))))
+        self.keep(self.net.op("Gemm", *inputs, transA=trans_a, transB=trans_b, alpha=0.5, name=self.name("Gemm")))
+
+    def tokens(self) -> None:
+        """(n, c, h, w) as a sequence, either way around."""
+        x = self.tensor(4)
+        if x is not None:
+            n, c, h, w = self.shape(x)
+            y = self.net.reshape(x, *self.pick([(n, c, h * w), (0, 0, -1), (n, -1, h * w), (n, c, -1)]))
+            self.keep(self.net.op("Transpose", y, perm=[0, 2, 1]) if self.flag() else y)
+
+    def from_tokens(self) -> None:
+        x = self.tensor(3)
+        if x is not None:
+            n, a, b = self.shape(x)
+            self.keep(self.net.reshape(x, *self.pick([(n, a, b, 1), (n, a, 1, b), (0, 0, 0, 1), (n, a * b), (0, -1)])))
+
+    def reshape(self) -> None:
+        """Merges and splits of axes."""
+        x = self.tensor(4)
+        if x is None:
+            return
+        n, c, h, w = self.shape(x)
+        targets = [
+            (n, c * h, w),
+            (n, c * h * w),
+            (n * c, h, w),
+            (-1, h * w),
+            (0, -1),
+            (n, c, h * w, 1),
+            (1, n, c, h, w),
+        ]
+        targets += [(n, g, c // g, h, w) for g in range(2, c) if c % g == 0]
+        self.keep(self.net.reshape(x, *self.pick(targets)))
+
+    def shuffle(self) -> None:
+        x = self.tensor(4, lambda s: s[1] % 2 == 0)
+        if x is not None:
+            n, c, h, w = self.shape(x)
+            y = self.net.op("Transpose", self.net.reshape(x, n, 2, c // 2, h, w), perm=[0, 2, 1, 3, 4])
+            self.keep(self.net.reshape(y, n, c, h, w))
+
+    def attention(self) -> None:
+        x = self.tensor(3, lambda s: s[1] * s[2] <= 256)
+        if x is not None:
+            other = self.net.op("Transpose", x, perm=[0, 2, 1])
+            self.keep(self.net.op("MatMul", x, other))
+
+    def squeeze(self) -> None:
+        x = self.tensor(4, lambda s: s[0] > 1 and s[1] > 1 and s[2:] == (1, 1))
+        if x is None:
+            x = self.tensor(4, lambda s: s[1] > 1)
+            x = x and self.net.op("GlobalAveragePool", x)
+        if x is None or self.shape(x)[0] == 1:
+            self.keep(x and self.net.squeeze(x, [2, 3]))
+        else:
+            self.keep(self.net.squeeze(x, self.pick([[], [2, 3], [self.axis(3, 4)]])))
+
+    def unsqueeze(self) -> None:
+        x = self.tensor(good=lambda s: len(s) in (2, 3))
+        if x is not None:
+            self.keep(self.net.unsqueeze(x, [2, 3] if len(self.shape(x)) == 2 else [self.int(0, 3)]))
+
+    # Lengths at run time
+
+    def runtime_reshape(self) -> None:
+        """The exporters' ``x.view(y.size(0), y.size(1), -1)``."""
+        x = self.tensor(4)
+        if x is None:
+            return
+        n, c, h, w = self.shape(x)
+        y = self.tensor(4, lambda s: s[:2] == (n, c)) or x
+        lengths = self.net.op("Shape", y)
+        if self.flag():
+            parts = [self.net.op("Gather", lengths, self.net.ints(i), axis=0) for i in (0, 1)]
+        else:
+            parts = [self.net.slice(lengths, [0], [0], [2])]
+        target = self.net.op("Concat", *parts, self.net.ints(-1), axis=0)
+        self.keep(self.net.ops("Reshape", x, target, shapes=[(n, c, h * w)])[0])
+
+    def runtime_length(self) -> None:
+        """A value that depends on the number of channels."""
+        x = self.tensor(4)
+        if x is not None:
+            count = self.net.op(
+                "Cast", self.net.op("Gather", self.net.op("Shape", x), self.net.ints(1)), to=TensorProto.FLOAT
+            )
+            self.keep(self.net.op("Mul", x, self.net.op("Sqrt", self.net.op("Reciprocal", count))))
+
+    def expand(self) -> None:
+        x = self.tensor(4)
+        if x is not None:
+            filled = self.net.ops(
+                "Expand", self.net.weight(np.float32(0.5)), self.net.op("Shape", x), shapes=[self.shape(x)]
+            )
+            self.keep(self.net.op("Add", x, filled[0]))
+
+    # Operators that the analysis does not know, and subgraphs
+
+    def unknown(self) -> None:
+        x = self.tensor(4)
+        if x is None:
+            return
+        kind = self.pick(["CumSum", "Einsum", "ReverseLast", "DepthToSpace"])
+        if kind == "CumSum" and self.net.opset >= 11:
+            self.keep(self.net.op("CumSum", x, self.net.weight(np.int64(1))))
+        elif kind == "Einsum" and self.net.opset >= 12:
+            matrix = self.net.weight(self.net.normal(3, self.shape(x)[1]))
+            self.keep(self.net.op("Einsum", x, matrix, equation="nchw,oc->nohw"))
+        elif kind == "ReverseLast" and self.net.opset >= 10:
+            self.keep(self.net.slice(x, [1], [-1], [-(2**31)], [-1]))
+        elif self.shape(x)[1] % 4 == 0:
+            self.keep(self.net.op("DepthToSpace", x, blocksize=2))
+
+    def branch(self) -> None:
+        """An If whose bodies read a tensor of the outer graph."""
+        x = self.tensor(4)
+        if x is None:
+            return
+        shape = self.shape(x)
+        bodies = [
+            helper.make_graph(
+                [helper.make_node(op_type, [x], [f"{op_type}_{x}_{len(self.net.nodes)}"])],
+                "body",
+                [],
+                [helper.make_tensor_value_info(f"{op_type}_{x}_{len(self.net.nodes)}", TensorProto.FLOAT, shape)],
+            )
+            for op_type in ("Relu", "Neg")
+        ]
+        condition = self.net.weight(np.bool_(self.flag()))
+        (y,) = self.net.ops("If", condition, shapes=[shape], then_branch=bodies[0], else_branch=bodies[1])
+        self.keep(y)
+
+
+STEPS = [
+    *["conv"] * 6, *["reader"] * 3, *["two"] * 4, *["concat"] * 4, *["unary"] * 3, *["gemm"] * 3, *["depthwise"] * 2,
+    *["slice"] * 2, *["split"] * 2, *["normalise"] * 2, *["pool"] * 2, *["global_pool"] * 2, *["pad"] * 2,
+    *["with_constant"] * 2, *["flatten"] * 2, *["linear"] * 2, "conv_1d", "grouped_conv", "conv_transpose",
+    "squeeze_excite", "clip", "prelu", "spread", "where", "softmax", "layer_norm", "reduce", "concat_space", "middle",
+    "swap_halves", "gather", "resize", "to_last", "transpose", "tokens", "from_tokens", "reshape", "shuffle",
+    "attention", "squeeze", "unsqueeze", "runtime_reshape", "runtime_length", "expand", "unknown", "branch",
+]  # fmt: skip
+"""Names of the methods of Grower that append operators; repeated ones are drawn more often."""
+
+
+@st.composite
+def models(draw: Callable[[st.SearchStrategy], object]) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+    """Valid and small models with one to three inputs and any number of outputs; with shapes to feed them."""
+    opset = draw(st.sampled_from(_OPSETS))
+    ir_version = draw(st.sampled_from([3, 4])) if opset == 9 else 8 if opset < 18 else 10
+    net = Net(opset=opset, ir_version=ir_version, seed=draw(st.integers(0, 99)))
+    grower = Grower(draw, net)
+    batch, size = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([1, 2, 4, 5]))
+    for index in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
+        channels = draw(st.sampled_from([1, 2, 3, 8, 16]))
+        grower.keep(net.input(f"input{index}", (batch, channels, size, size)))
+    grower.conv()
+    grower.reader()
+    for _ in range(draw(st.integers(1, 12))):
+        grower.grow()
+    read = {name for node in net.nodes for name in node.input}
+    made = [name for name in grower.tensors if not name.startswith("input")]
+    leaves = [name for name in made if name not in read]
+    if draw(st.booleans()):
+        leaves = leaves[-1:]
+    leaves = [grower.head(name) if draw(st.integers(0, 3)) else name for name in leaves]
+    leaves += draw(st.lists(st.sampled_from(made), max_size=1)) if draw(st.booleans()) else []
+    net.output(*dict.fromkeys(leaves))
+    if draw(st.integers(0, 5)) == 0 and net.ir_version > 3:
+        net.declare(draw(st.sampled_from(sorted(net.constants.keys() & net.initializers.keys()))))
+    model = net.model()
+    if draw(st.booleans()):
+        model = onnx.shape_inference.infer_shapes(model)
+    unknown = draw(st.sampled_from([(), (), (0,), (2, 3), (0, 2, 3), (0, 1, 2, 3)]))
+    return _loosened(model, unknown), net.shapes
+
+
+def _loosened(model: onnx.ModelProto, axes: tuple[int, ...]) -> onnx.ModelProto:
+    """The same model, if it is valid, with unknown lengths on some axes of its inputs: the analysis then knows less."""
+    loose = onnx.ModelProto()
+    loose.CopyFrom(model)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for value in loose.graph.input:
+        if value.name not in stored:
+            for axis in axes:
+                value.type.tensor_type.shape.dim[axis].dim_param = "NCHW"[axis]
+    del loose.graph.value_info[:]
+    for value in loose.graph.output:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            dim.dim_param = f"{value.name}_{axis}"
+    if not axes:
+        return model
+    try:
+        onnx.checker.check_model(loose, full_check=True)
+    except onnx.shape_inference.InferenceError:
+        return model
+    return loose

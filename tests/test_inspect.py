@@ -1,0 +1,153 @@
+"""The listing: the public format, and the tables."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tests.builders import Net
+from tests.models_small import branches, single_consumer, wide, write
+from ucpe_onnx.inspect import listing, main
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(branches(), tmp_path / "in.onnx")
+    return tmp_path
+
+
+def test_the_public_format(folder, capsys):
+    assert main(["in.onnx", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert err == "" and found == listing("in.onnx") == listing(branches())
+    weights = {node.name: node.input[1] for node in branches().graph.node if node.name}
+    assert found == {
+        "consumers": [
+            {
+                "name": name,
+                "op_type": op,
+                "weight": weights[name],
+                "channels": channels,
+                "prunable": prunable,
+                "segment": segment,
+            }
+            for name, op, channels, prunable, segment in (
+                ("/a/Conv", "Conv", 3, [], 0),
+                ("/b/Conv", "Conv", 16, list(range(16)), 1),
+                ("/c/Conv", "Conv", 16, list(range(16)), 1),
+                ("fc", "Gemm", 8, list(range(8)), 2),
+            )
+        ],
+        "segments": [
+            {
+                "id": index,
+                "producers": producers,
+                "consumers": consumers,
+                "slots": slots,
+                "frozen": frozen,
+                "reason": reason,
+            }
+            for index, (producers, consumers, slots, frozen, reason) in enumerate(
+                (
+                    ([], ["/a/Conv"], 3, [0, 1, 2], "graph input x"),
+                    (["/a/Conv"], ["/b/Conv", "/c/Conv"], 16, [], ""),
+                    (["/b/Conv", "/c/Conv"], ["fc"], 8, [], ""),
+                    (["fc"], [], 4, [0, 1, 2, 3], "graph output y"),
+                )
+            )
+        ],
+    }
+
+
+def test_slots_of_one_producer_are_its_output_channels():
+    """Also behind operators that mix them up: half of the channels go out, so slots 4 to 7 are frozen."""
+    net = Net()
+    made = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="producer")
+    first, second = net.split(made, [4, 4])
+    swapped = net.op("Concat", second, first, axis=1)
+    model = net.output(net.conv(swapped, 2, name="consumer"), net.op("Relu", second)).model()
+    found = listing(model)
+    consumer = next(c for c in found["consumers"] if c["name"] == "consumer")
+    segment = found["segments"][consumer["segment"]]
+    assert (segment["producers"], segment["slots"], segment["frozen"]) == (["producer"], 8, [4, 5, 6, 7])
+    assert consumer["prunable"] == [4, 5, 6, 7] and "graph output" in segment["reason"]
+
+
+def test_unknown_operators_freeze_and_say_so():
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+    (b,) = net.ops("Cumulate", a, domain="nobody.knows", shapes=[(1, 8, 4, 4)], name="odd")
+    model = net.output(net.conv(b, 4, name="c")).model()
+    model.opset_import.append(helper.make_opsetid("nobody.knows", 1))
+    made = listing(model)["segments"][1]
+    assert made["producers"] == ["a"] and made["frozen"] == list(range(8))
+    assert "Cumulate" in made["reason"] and "odd" in made["reason"]
+
+
+def test_tables(folder, capsys):
+    assert main(["in.onnx"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("/a/Conv", "/b/Conv", "fc", "Gemm", "graph input x", "graph output y"))
+    weights = (3 * 16 * 9, 16 * 8 * 9, 16 * 8, 8 * 4)
+    share = sum(weights[1:]) / sum(weights)
+    assert f"{share:.0%} of the consumers' weights belong to channels that may be pruned" in out
+    assert max(map(len, out.splitlines())) <= 80
+    weight = branches().graph.node[0].input[1]
+    assert f" {weight} " not in out
+    main(["in.onnx", "-v"])
+    assert f" {weight} " in capsys.readouterr().out
+
+
+def test_long_names_are_folded_not_cut(folder, capsys):
+    name = "/model/backbone/layers.0/blocks.1/attention/output/projection/long_name/Conv"
+    write(branches((name, "/b/Conv", "/c/Conv", "fc")), folder / "in.onnx")
+    main(["in.onnx"])
+    out = capsys.readouterr().out
+    start = next(i for i, line in enumerate(out.splitlines()) if "/model" in line)
+    cells = [line.split("│")[1].strip() for line in out.splitlines()[start : start + 3] if "│" in line]
+    assert "".join(cells).startswith(name) and max(map(len, out.splitlines())) <= 80
+
+
+def test_json_to_a_file(folder, capsys):
+    assert main(["in.onnx", "--json", "out.json", "-q"]) == 0
+    assert json.loads((folder / "out.json").read_text()) == listing("in.onnx")
+    assert capsys.readouterr() == ("", "")
+    assert main(["in.onnx", "--json", "out.json"]) == 0
+    assert "consumers" in capsys.readouterr().out
+    assert sorted(p.name for p in folder.iterdir()) == ["in.onnx", "out.json"]
+
+
+def test_json_before_the_model(folder, capsys):
+    assert main(["--json", "in.onnx"]) == 0
+    assert json.loads(capsys.readouterr().out) == listing("in.onnx")
+
+
+def test_no_model_is_a_usage_error(capsys):
+    for arguments in ([], ["--json"], ["-v"]):
+        with pytest.raises(SystemExit) as error:
+            main(arguments)
+        assert error.value.code == 2 and "in.onnx" in capsys.readouterr().err
+
+
+def test_nothing_to_prune(folder, capsys):
+    write(single_consumer(), folder / "in.onnx")
+    assert main(["in.onnx"]) == 0
+    assert "0% of the consumers' weights" in capsys.readouterr().out
+
+
+def test_listing_agrees_with_what_pruning_uses():
+    """Every mask within the listed prunable channels is accepted under the listed names."""
+    from ucpe_onnx import prune
+
+    random = np.random.default_rng(0)
+    masks = {}
+    for consumer in listing(wide())["consumers"]:
+        mask = np.ones(consumer["channels"], bool)
+        mask[[c for c in consumer["prunable"] if random.random() < 0.5]] = False
+        masks[consumer["name"]] = mask
+    assert prune(wide(), masks=masks, bench_seconds=0).report.verification.passed

@@ -1,0 +1,103 @@
+"""What all commands share: common flags, one-line errors, exit codes, JSON output."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ucpe_onnx.errors import EXIT_FAILED, UcpeError, UsageError
+from ucpe_onnx.io import check_writable, write_text
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command has."""
+    group = parser.add_argument_group("messages")
+    group.add_argument("-v", "--verbose", action="store_true", help="tell more")
+    group.add_argument("-q", "--quiet", action="store_true", help="tell nothing but errors")
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that prints names as they are, whatever brackets, colons or letters they hold."""
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse outputs that can't be written, or that would overwrite an input or each other, before any work.
+
+    Args:
+        outputs: files to write, by the flag that names them; None where it is not given.
+        inputs: files to read, likewise.
+
+    Raises:
+        UsageError: names the file and the flags.
+    """
+    read = {_real(path): flag for flag, path in inputs.items() if path is not None}
+    seen: dict[str, str] = {}
+    for flag, path in outputs.items():
+        if path is None:
+            continue
+        check_writable(path)
+        if path.exists() and not path.is_file():  # several may go to /dev/null
+            continue
+        if source := read.get(_real(path)):
+            raise UsageError(f"{path}: {flag} would overwrite {source}; give another path")
+        if other := seen.get(_real(path)):
+            raise UsageError(f"{path}: {flag} and {other} are the same file; give another path")
+        seen[_real(path)] = flag
+
+
+def _real(path: Path) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+def guarded(job: Callable[[], int], *, debug: bool) -> int:
+    """Run a job; an error becomes one line on stderr and its exit code.
+
+    Args:
+        job: returns the exit code of a run that ended well.
+        debug: let the traceback through.
+    """
+    try:
+        return job()
+    except UcpeError as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read stdout has left; Python would complain when it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:  # a defect of ours: say so instead of showing a traceback
+        if debug:
+            raise
+        text = " ".join(str(error).split()) or "no message"
+        print(
+            f"error: internal error ({type(error).__name__}: {text}); nothing was written."
+            " Please report it with the output of the same command and --debug",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+
+
+def write_json(target: str, value: Any) -> None:
+    """Write a value as JSON to a file, or to standard output for ``-``."""
+    text = json.dumps(value, indent=2)
+    if target == "-":
+        print(text, flush=True)
+    else:
+        write_text(target, text + "\n")

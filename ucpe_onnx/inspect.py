@@ -1,0 +1,143 @@
+"""``python -m ucpe_onnx.inspect MODEL``: what may be pruned, what is frozen, and why."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.command import add_common, check_outputs, guarded, make_console, write_json
+from ucpe_onnx.errors import EXIT_DONE
+from ucpe_onnx.source import ModelSource, open_source
+
+
+def listing(model: ModelSource) -> dict[str, Any]:
+    """List consumers and segments in the public format.
+
+    Args:
+        model: path, ModelProto or graphsurgeon Graph.
+
+    Returns:
+        ``{"consumers": [{"name", "op_type", "weight", "channels", "prunable", "segment"}],
+        "segments": [{"id", "producers", "consumers", "slots", "frozen", "reason"}]}``: ``prunable`` holds channel
+        indices, ``slots`` a count, ``frozen`` slot numbers, ``reason`` why they are ("" if none is).
+
+    Raises:
+        ModelError: the model can't be read.
+    """
+    return describe(trace(open_source(model).model))
+
+
+def describe(traced: Trace) -> dict[str, Any]:
+    """The listing of an analysed model; see :func:`listing`."""
+    return {
+        "consumers": [
+            {
+                "name": name,
+                "op_type": consumer.use.node.op_type,
+                "weight": consumer.use.weight,
+                "channels": consumer.channels,
+                "prunable": np.flatnonzero(consumer.prunable).tolist(),
+                "segment": consumer.segment,
+            }
+            for name, consumer in traced.consumers.items()
+        ],
+        "segments": [
+            {
+                "id": segment.id,
+                "producers": list(segment.producers),
+                "consumers": list(segment.consumers),
+                "slots": len(segment.classes),
+                "frozen": np.flatnonzero(segment.frozen).tolist(),
+                "reason": "; ".join(segment.reasons),
+            }
+            for segment in traced.segments
+        ],
+    }
+
+
+def prunable_share(traced: Trace) -> float:
+    """Share of the consumers' weights that belong to prunable input channels."""
+    weights = total = 0.0
+    for consumer in traced.consumers.values():
+        size = math.prod(traced.graph.constants.shape(consumer.use.weight) or ())
+        total += size
+        weights += size * float(consumer.prunable.mean())
+    return weights / total if total else 0.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ucpe_onnx.inspect",
+        usage="%(prog)s in.onnx [options]",
+        allow_abbrev=False,
+        description="List what may be pruned in an ONNX model, what is frozen and why. Changes nothing.",
+    )
+    parser.add_argument("model", metavar="in.onnx", nargs="?", type=Path, help="model to look at")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="write the listing as JSON (default: print it)"
+    )
+    add_common(parser)
+    args = parser.parse_args(arguments)
+    if args.model is None and args.json not in (None, "-"):  # "--json in.onnx" means what it looks like
+        args.model, args.json = Path(args.json), "-"
+    if args.model is None:
+        parser.error("the following arguments are required: in.onnx")
+    return guarded(lambda: _run(args), debug=args.debug)
+
+
+def _run(args: argparse.Namespace) -> int:
+    check_outputs({"--json": None if args.json in (None, "-") else Path(args.json)}, {"in.onnx": args.model})
+    traced = trace(open_source(args.model).model)
+    if args.json:
+        write_json(args.json, describe(traced))
+    if not args.quiet and args.json != "-":
+        console = make_console()
+        console.print(_consumers(traced, weights=args.verbose))
+        console.print(_segments(traced))
+        console.print(f"{prunable_share(traced):.0%} of the consumers' weights belong to channels that may be pruned")
+    return EXIT_DONE
+
+
+def _consumers(traced: Trace, *, weights: bool) -> Table:
+    table = Table(title="consumers")
+    table.add_column("name", overflow="fold")
+    table.add_column("op")
+    for column in ("channels", "prunable", "segment"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if weights:
+        table.add_column("weight", overflow="fold")
+    for name, consumer in traced.consumers.items():
+        numbers = (consumer.channels, int(consumer.prunable.sum()), consumer.segment)
+        weight = [consumer.use.weight] if weights else []
+        table.add_row(name, consumer.use.node.op_type, *map(str, numbers), *weight)
+    return table
+
+
+def _segments(traced: Trace) -> Table:
+    table = Table(title="segments")
+    for column in ("id", "producers", "consumers", "slots", "frozen"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for segment in traced.segments:
+        table.add_row(
+            str(segment.id),
+            str(len(segment.producers)),
+            str(len(segment.consumers)),
+            str(len(segment.classes)),
+            str(int(segment.frozen.sum())),
+            "; ".join(segment.reasons),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Everything a user can ask for, checked once, in one frozen value."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from ucpe_onnx.analysis.criteria import CRITERIA
+from ucpe_onnx.errors import UsageError
+from ucpe_onnx.plan import Plan
+from ucpe_onnx.planning.lower import LOWERING_RULES
+from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, resolve_providers
+
+MODES = ("auto", "unconstrained", "constrained")
+SCOPES = ("local", "global")
+
+_MOST_THREADS = 1024
+"""onnxruntime starts as many as it is told, until the machine gives in."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of :func:`ucpe_onnx.prune`; the command line's flags have the same names.
+
+    Attributes:
+        ratio: share of each consumer's prunable input channels to remove, in [0, 1).
+        criterion: importance of a channel, a key of ``CRITERIA``.
+        scope: ``local``: the ratio holds for every consumer; ``global``: for the model, by one threshold.
+        mode: ``unconstrained``: every consumer keeps what it needs; ``constrained``: consumers of a channel keep it all
+            or none; ``auto``: unconstrained, and channels that cost nothing stay; constrained if that alone is faster.
+        masks: mask file, or masks by consumer name; replaces ratio, criterion, scope and mode.
+        plan: plan file, or plan, to apply again; replaces masks.
+        ignore: patterns of consumers that keep everything.
+        ratio_for: (pattern, ratio) pairs; the last match counts.
+        lowering: how consumers get their channels, a key of ``LOWERING_RULES``.
+        data: samples to verify on, and with labels to report accuracy on; see :mod:`ucpe_onnx.data`.
+        input_shapes: shapes for inputs with dynamic dimensions, by input name.
+        providers: onnxruntime's execution providers, in order of preference.
+        threads: threads within an operator, 0 for onnxruntime's default.
+        opt_level: onnxruntime's graph optimisation level.
+        seed: of everything random: inputs, the random criterion, the solver, the bootstrap.
+        rtol: relative tolerance of the verification; None for the default (1e-4, float16 1e-2).
+        atol: absolute tolerance, likewise.
+        solver_seconds: time limit of the ordering solver, for the whole model.
+        bench_seconds: time to measure latency for; 0 skips the measurement.
+    """
+
+    ratio: float = 0.25
+    criterion: str = "l2"
+    scope: str = "local"
+    mode: str = "auto"
+    masks: str | os.PathLike[str] | Mapping[str, Any] | None = None
+    plan: str | os.PathLike[str] | Plan | None = None
+    ignore: tuple[str, ...] = ()
+    ratio_for: tuple[tuple[str, float], ...] = ()
+    lowering: str = "auto"
+    data: Any = None
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: int = 0
+    opt_level: str = "all"
+    seed: int = 0
+    rtol: float | None = None
+    atol: float | None = None
+    solver_seconds: float = 10.0
+    bench_seconds: float = 3.0
+
+    def checked(self) -> Options:
+        """Check all values; sequences become tuples and providers get their full names.
+
+        Raises:
+            UsageError: a value makes no sense; the message names the flag.
+        """
+        ratio_for = self.ratio_for.items() if isinstance(self.ratio_for, Mapping) else self.ratio_for
+        chosen = replace(
+            self,
+            ignore=_as_tuple(self.ignore),
+            ratio_for=tuple((pattern, ratio) for pattern, ratio in ratio_for),
+            providers=resolve_providers(_as_tuple(self.providers)),
+        )
+        chosen._check_numbers()
+        chosen._check_names()
+        for flag, given in (("--ignore", chosen.ignore), ("--ratio-for", chosen.ratio_for)):
+            for other, replacement in (("--masks", self.masks), ("--plan", self.plan)):
+                if given and replacement is not None:
+                    raise UsageError(f"{flag} and {other} exclude each other: {other} says what every consumer keeps")
+        if self.masks is not None and self.plan is not None:
+            raise UsageError("--masks and --plan exclude each other: a plan holds its own masks")
+        return chosen
+
+    def _check_numbers(self) -> None:
+        for flag, ratio in (("--ratio", self.ratio), *((f"--ratio-for {p}", r) for p, r in self.ratio_for)):
+            if not _is_number(ratio) or not 0 <= ratio < 1:
+                raise UsageError(f"{flag}: {ratio} is outside of [0, 1); 0.25 removes a quarter of the channels")
+        for flag, tolerance in (("--rtol", self.rtol), ("--atol", self.atol)):
+            if tolerance is not None and not (_is_number(tolerance) and 0 <= tolerance < math.inf):
+                raise UsageError(f"{flag}: {tolerance} is not a tolerance; give a finite number of at least 0")
+        if not _is_number(self.solver_seconds) or not self.solver_seconds > 0:
+            raise UsageError(f"--solver-seconds: {self.solver_seconds} must be above 0")
+        if not _is_number(self.bench_seconds) or not 0 <= self.bench_seconds < math.inf:
+            raise UsageError(f"--bench-seconds: {self.bench_seconds} must be at least 0 (0 skips the measurement)")
+        for flag, count, limit in (("--seed", self.seed, 2**31), ("--threads", self.threads, _MOST_THREADS + 1)):
+            if not isinstance(count, Integral) or not 0 <= count < limit:
+                raise UsageError(f"{flag}: {count} is not a whole number from 0 to {limit - 1}")
+
+    def _check_names(self) -> None:
+        for flag, name, known in (
+            ("--criterion", self.criterion, tuple(CRITERIA)),
+            ("--scope", self.scope, SCOPES),
+            ("--mode", self.mode, MODES),
+            ("--lowering", self.lowering, tuple(LOWERING_RULES)),
+            ("--opt-level", self.opt_level, tuple(OPT_LEVELS)),
+        ):
+            if name not in known:
+                raise UsageError(f"{flag}: unknown {name!r}; choose from {', '.join(known)}")
+
+    def run_options(self) -> RunOptions:
+        """How onnxruntime is to run models."""
+        return RunOptions(self.providers, self.threads, self.opt_level)
+
+    def recorded(self) -> dict[str, Any]:
+        """The options as plain values, for plans and reports; objects are named by their type."""
+        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        if isinstance(self.data, (tuple, list, Mapping)):  # samples, maybe thousands
+            values["data"] = f"<{type(self.data).__name__}>"
+        return values
+
+
+def _as_tuple(value: str | Iterable[str]) -> tuple[str, ...]:
+    """A lone string is one value, not a sequence of letters."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping) and all(isinstance(v, (tuple, list)) for v in value.values()):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return f"<{type(value).__name__}>"

@@ -1,0 +1,260 @@
+"""The whole line: load, analyse, score, select, order, lower, emit, verify, measure, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx
+
+from ucpe_onnx.analysis.criteria import check_weights, score_consumers
+from ucpe_onnx.analysis.select import Selection, matches, select_masks
+from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.errors import MaskError, UsageError
+from ucpe_onnx.feeds import Feeds, prepare_feeds
+from ucpe_onnx.io import check_model
+from ucpe_onnx.masked import masked_model
+from ucpe_onnx.masks import Mask, check_masks, load_masks
+from ucpe_onnx.options import Options
+from ucpe_onnx.passes import emit
+from ucpe_onnx.plan import Plan
+from ucpe_onnx.planning import make_plan, target_for
+from ucpe_onnx.planning.checks import check_plan
+from ucpe_onnx.planning.make import Settings
+from ucpe_onnx.report.report import Report, kept_share, segment_reports
+from ucpe_onnx.report.stats import model_stats
+from ucpe_onnx.runtime.accuracy import top1_accuracy
+from ucpe_onnx.runtime.latency import LatencyReport, measure
+from ucpe_onnx.runtime.session import as_session
+from ucpe_onnx.runtime.verify import Verification, verify
+from ucpe_onnx.source import ModelSource, Source, open_source
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`prune` returns.
+
+    Attributes:
+        model: the emitted model, verified.
+        plan: the decisions; ``prune(model, plan=plan)`` repeats them bit for bit.
+        report: the account.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: Report
+
+
+def prune(
+    model: ModelSource,
+    options: Options | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+    **overrides: Any,
+) -> Result:
+    """Prune a model and check the result in onnxruntime.
+
+    Args:
+        model: path of an ``.onnx`` file, a ModelProto, or an onnx-graphsurgeon Graph; not changed.
+        options: what to do; None for the defaults.
+        progress: called with the name of each stage as it begins.
+        **overrides: fields of :class:`ucpe_onnx.options.Options` that replace those of ``options``.
+
+    Returns:
+        The emitted model with its plan and report. It computes what the masked model computes; whether it was faster
+        than the input is ``result.report.faster``.
+
+    Raises:
+        UcpeError: one line that says what is wrong with the model, the data or an option.
+    """
+    chosen = replace(options or Options(), **overrides).checked()
+    stages = _Stages(progress or (lambda stage: None))
+    with stages("load"):
+        source = open_source(model)
+        feeds = prepare_feeds(source, chosen)
+        accuracy = _accuracy(source.model, feeds, chosen)
+    with stages("analyse"):
+        traced = trace(source.model)
+        check_weights(traced)
+        _check_patterns(chosen, traced)
+    job = _Job(source, traced, chosen, feeds, stages, accuracy)
+    best: Result | None = None
+    for candidate in job.candidates():
+        with stages("emit"):
+            emitted = emit(source.model, traced, candidate.plan)
+            check_model(emitted, f"{source.label}: the emitted model")
+        with stages("verify"):
+            verification = job.verify(emitted, candidate.plan)
+        with stages("measure"):
+            latency = job.measure(emitted)
+        with stages("report"):
+            report = job.report(emitted, candidate, verification, latency)
+        if best is None or _is_faster(report, best.report):
+            best = Result(emitted, candidate.plan, report)
+        if best.report.faster or latency is None:
+            break
+    assert best is not None, "there is always a first candidate"
+    return best
+
+
+def _check_patterns(options: Options, traced: Trace) -> None:
+    """A pattern that matches nothing is a typing error: going on would prune what the user wants to keep."""
+    for flag, patterns in (("--ignore", options.ignore), ("--ratio-for", [p for p, _ in options.ratio_for])):
+        for pattern in patterns:
+            if not any(matches(name, pattern) for name in traced.consumers):
+                raise UsageError(
+                    f"{flag} {pattern!r} matches no consumer; `python -m ucpe_onnx.inspect MODEL` lists their names"
+                )
+
+
+def _accuracy(model: onnx.ModelProto, feeds: Feeds, options: Options) -> float | None:
+    """Top-1 accuracy on the user's data; None without labels."""
+    if feeds.dataset is None or feeds.dataset.labels is None:
+        return None
+    return top1_accuracy(as_session(model, options.run_options()), feeds.dataset)
+
+
+def _is_faster(report: Report, other: Report) -> bool:
+    return report.speed is not None and other.speed is not None and report.speed.ratio < other.speed.ratio
+
+
+class _Stages:
+    """Announces stages and keeps their times."""
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self._announce = announce
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self._announce(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A plan to try, what its masks come from, and the share of the channels that they were to drop."""
+
+    mode: str
+    plan: Plan
+    asked: float | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all stages of one run share; ``accuracy`` is the input's, None without labels."""
+
+    source: Source
+    traced: Trace
+    options: Options
+    feeds: Feeds
+    stages: _Stages
+    accuracy: float | None
+
+    def candidates(self) -> Iterator[_Candidate]:
+        """The plans to try, best first; a later one is made only if the earlier was not faster than the input."""
+        options = self.options
+        if options.plan is not None:
+            yield _Candidate("plan", self._given_plan(options.plan))
+            return
+        if options.masks is not None:
+            with self.stages("plan"):
+                plan = make_plan(self.traced, self._given_masks(options.masks), self._settings(fill=False))
+            yield _Candidate("masks", plan)
+            return
+        with self.stages("score"):
+            scores = score_consumers(self.traced, options.criterion, options.seed)
+        modes = ("unconstrained", "constrained") if options.mode == "auto" else (options.mode,)
+        for mode in modes:
+            with self.stages("plan"):
+                constrained = mode == "constrained"
+                selection = Selection(options.ratio, options.scope, constrained, options.ignore, options.ratio_for)
+                masks = select_masks(self.traced, scores, selection)
+                settings = self._settings(fill=constrained or options.mode == "auto")
+                plan = make_plan(self.traced, masks, settings, scores)
+                channels = sum(consumer.channels for consumer in self.traced.consumers.values())
+                asked = sum(int((~mask).sum()) for mask in masks.values()) / max(channels, 1)
+            yield _Candidate(mode, plan, asked)
+
+    def _given_plan(self, plan: str | os.PathLike[str] | Plan) -> Plan:
+        loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
+        try:
+            return check_plan(loaded, self.traced, self.source.sha256)
+        except MaskError as error:
+            raise MaskError(f"{'the plan' if loaded is plan else plan}: {error}") from error
+
+    def _given_masks(self, masks: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Mask]:
+        channels = {name: consumer.channels for name, consumer in self.traced.consumers.items()}
+        return check_masks(masks, channels) if isinstance(masks, Mapping) else load_masks(masks, channels)
+
+    def _settings(self, *, fill: bool) -> Settings:
+        return Settings(
+            target=target_for(self.options.providers, self.options.opt_level),
+            lowering=self.options.lowering,
+            fill=fill,
+            seconds=self.options.solver_seconds,
+            seed=self.options.seed,
+            options=self.options.recorded(),
+            source_sha256=self.source.sha256,
+        )
+
+    def verify(self, emitted: onnx.ModelProto, plan: Plan) -> Verification:
+        """Compare the emitted model with the masked model."""
+        reference = masked_model(self.source.model, plan.masks())
+        options = self.options
+        found = verify(
+            emitted,
+            reference,
+            self.feeds.for_verification(),
+            options.run_options(),
+            rtol=options.rtol,
+            atol=options.atol,
+        )
+        found.raise_if_failed(self.source.label)
+        return found
+
+    def measure(self, emitted: onnx.ModelProto) -> LatencyReport | None:
+        """Measure the emitted model against the input, unless that is switched off."""
+        if not self.options.bench_seconds:
+            return None
+        return measure(
+            {"input": self.source.model, "output": emitted},
+            self.feeds.single,
+            self.options.run_options(),
+            baseline="input",
+            seconds=self.options.bench_seconds,
+            seed=self.options.seed,
+        )
+
+    def report(
+        self,
+        emitted: onnx.ModelProto,
+        candidate: _Candidate,
+        verification: Verification,
+        latency: LatencyReport | None,
+    ) -> Report:
+        """Put everything together."""
+        shapes = self.feeds.shapes()
+        return Report(
+            source=self.source.label,
+            mode=candidate.mode,
+            before=replace(model_stats(self.source.model, shapes), bytes=self.source.size),
+            after=model_stats(emitted, shapes),
+            kept=kept_share(candidate.plan),
+            asked=candidate.asked,
+            segments=segment_reports(self.traced, candidate.plan),
+            verification=verification,
+            latency=latency,
+            accuracy=self._accuracies(emitted),
+            seconds=self.stages.seconds,
+        )
+
+    def _accuracies(self, emitted: onnx.ModelProto) -> dict[str, float] | None:
+        after = _accuracy(emitted, self.feeds, self.options)
+        return None if self.accuracy is None or after is None else {"before": self.accuracy, "after": after}

@@ -1,0 +1,138 @@
+"""The account of one run, as data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ucpe_onnx.analysis.trace import Trace
+from ucpe_onnx.plan import Plan
+from ucpe_onnx.report.stats import ModelStats
+from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
+from ucpe_onnx.runtime.verify import Verification
+
+
+@dataclass(frozen=True)
+class SegmentReport:
+    """One segment in numbers.
+
+    Attributes:
+        id: number of the segment.
+        producers: names of its producers.
+        consumers: names of its consumers.
+        slots: number of channels before.
+        emitted: number of channels after.
+        frozen: number of channels that had to stay.
+        reasons: why they had to.
+        lowerings: number of consumers by lowering.
+        objective: copy-weighted number of consumers whose channels are contiguous.
+        bound: the most that any order could reach.
+        status: of the solver.
+    """
+
+    id: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    slots: int
+    emitted: int
+    frozen: int
+    reasons: tuple[str, ...]
+    lowerings: Mapping[str, int]
+    objective: float
+    bound: float
+    status: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one run.
+
+    Attributes:
+        source: the input model's path or name.
+        mode: ``unconstrained`` or ``constrained`` for chosen masks, ``masks`` or ``plan`` for given ones.
+        before: the input model in numbers.
+        after: the emitted model in numbers.
+        kept: share of the consumers' input channels that are kept.
+        segments: one entry per segment.
+        verification: comparison with the masked model.
+        latency: measurement against the input model (candidates ``input`` and ``output``), None if skipped.
+        accuracy: top-1 accuracy ``before`` and ``after``, None without labels.
+        seconds: time by stage.
+        asked: share of the channels that the criterion was to drop; more than ``1 - kept`` where some cost nothing and
+            stay, None for given masks.
+    """
+
+    source: str
+    mode: str
+    before: ModelStats
+    after: ModelStats
+    kept: float
+    segments: tuple[SegmentReport, ...]
+    verification: Verification
+    latency: LatencyReport | None
+    accuracy: Mapping[str, float] | None
+    seconds: Mapping[str, float]
+    asked: float | None = None
+
+    @property
+    def speed(self) -> CandidateLatency | None:
+        """Latency of the emitted model relative to the input."""
+        return None if self.latency is None else self.latency["output"]
+
+    @property
+    def faster(self) -> bool:
+        """Whether the emitted model was measured to be faster than the input, beyond doubt."""
+        return self.speed is not None and self.speed.faster
+
+    def copies_added(self) -> dict[str, int]:
+        """Operators that only select or move channels, by type: how many more than before."""
+        added = {op: self.after.copies[op] - count for op, count in self.before.copies.items()}
+        return {op: count for op, count in added.items() if count}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "source": self.source,
+            "mode": self.mode,
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+            "copies_added": self.copies_added(),
+            "kept": self.kept,
+            "asked": self.asked,
+            "accuracy": None if self.accuracy is None else dict(self.accuracy),
+            "verification": self.verification.to_dict(),
+            "latency": None if self.latency is None else self.latency.to_dict(),
+            "faster": self.faster,
+            "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],
+            "seconds": dict(self.seconds),
+        }
+
+
+def segment_reports(trace: Trace, plan: Plan) -> tuple[SegmentReport, ...]:
+    """Put a trace and a plan side by side, segment by segment."""
+    return tuple(
+        SegmentReport(
+            id=segment.id,
+            producers=segment.producers,
+            consumers=segment.consumers,
+            slots=len(segment.classes),
+            emitted=len(decided.order),
+            frozen=int(segment.frozen.sum()),
+            reasons=segment.reasons,
+            lowerings=Counter(decided.lowerings.values()),
+            objective=decided.objective,
+            bound=decided.bound,
+            status=decided.status,
+        )
+        for segment, decided in zip(trace.segments, plan.segments, strict=True)
+    )
+
+
+def kept_share(plan: Plan) -> float:
+    """Share of the consumers' input channels that are kept."""
+    total = sum(c.channels for c in plan.consumers.values())
+    return float(np.divide(sum(len(c.keep) for c in plan.consumers.values()), total)) if total else 1.0

@@ -1,0 +1,90 @@
+"""What a model weighs: parameters, multiply-accumulates, bytes, nodes, memory copies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from ucpe_onnx.analysis.graph import GraphView
+
+COPIES = ("Gather", "Slice", "Split", "Concat", "Pad")
+"""Operators that only select or move channels."""
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """Size of a model.
+
+    Attributes:
+        parameters: elements of its floating-point initializers and Constant nodes.
+        macs: multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for one run on the given input shapes; None
+            if a shape can't be inferred.
+        bytes: of the serialised model.
+        nodes: number of nodes.
+        copies: number of nodes by operator that only select or move channels.
+    """
+
+    parameters: int
+    macs: int | None
+    bytes: int
+    nodes: int
+    copies: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "bytes": self.bytes,
+            "nodes": self.nodes,
+            "copies": dict(self.copies),
+        }
+
+
+def model_stats(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> ModelStats:
+    """Weigh a model.
+
+    Args:
+        model: the model; not changed.
+        shapes: the input shapes to count multiply-accumulates for, by input name.
+    """
+    graph = model.graph
+    constants = [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
+    tensors = [*graph.initializer, *constants]
+    operators = [node.op_type for node in graph.node]
+    return ModelStats(
+        parameters=sum(math.prod(t.dims) for t in tensors if t.data_type in _FLOATS),
+        macs=count_macs(model, shapes),
+        bytes=model.ByteSize(),
+        nodes=len(operators),
+        copies={op: operators.count(op) for op in COPIES},
+    )
+
+
+def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Multiply-accumulates for one run on given input shapes; None if some layer's shape can't be inferred."""
+    view = GraphView(model, shapes)
+    total = 0
+    for node in view.nodes:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        data, weight, out = (view.shape(name) for name in (node.inputs[0], node.inputs[1], node.outputs[0]))
+        if data is None or weight is None or out is None:
+            return None
+        if node.op_type == "Conv":
+            factors = (*out, *weight[1:])
+        elif node.op_type == "ConvTranspose":
+            factors = (*data, *weight[1:])
+        else:
+            factors = (*out, data[0] if node.attributes.get("transA") else data[-1])
+        known = [f for f in factors if isinstance(f, int)]
+        if len(known) < len(factors):
+            return None
+        total += math.prod(known)
+    return total

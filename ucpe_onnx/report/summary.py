@@ -1,0 +1,138 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import PurePath
+
+from rich.console import Console
+from rich.table import Table
+
+from ucpe_onnx.report.report import Report, SegmentReport
+
+LARGE_LOSS = 10.0
+"""Points of accuracy above which a loss is worth a warning."""
+
+
+def print_summary(report: Report, console: Console, *, verbose: bool = False) -> None:
+    """Print what a run has changed, what it checked, and what had to stay.
+
+    Args:
+        report: the account of the run.
+        console: where to print.
+        verbose: list every segment too.
+    """
+    console.print(_numbers(report))
+    _print_checks(report, console)
+    _print_frozen(report, console)
+    if verbose:
+        console.print(_segments(report))
+
+
+def _numbers(report: Report) -> Table:
+    before, after = report.before, report.after
+    name = PurePath(report.source).name or report.source
+    table = Table(title=f"{name}: {report.mode}, {report.kept:.0%} of the channels kept")
+    for column in ("", "before", "after", "change"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row(
+        "parameters", f"{before.parameters:,}", f"{after.parameters:,}", _change(before.parameters, after.parameters)
+    )
+    table.add_row("MACs", _count(before.macs), _count(after.macs), _change(before.macs, after.macs))
+    table.add_row("file size", _size(before.bytes), _size(after.bytes), _change(before.bytes, after.bytes))
+    table.add_row("nodes", f"{before.nodes:,}", f"{after.nodes:,}", f"{after.nodes - before.nodes:+d}")
+    copies = ", ".join(f"{count:+d} {op}" for op, count in report.copies_added().items()) or "none added"
+    table.add_row("memory copies", str(sum(before.copies.values())), str(sum(after.copies.values())), copies)
+    if report.accuracy is not None:
+        old, new = report.accuracy["before"], report.accuracy["after"]
+        table.add_row("top-1 accuracy", f"{old:.1%}", f"{new:.1%}", f"{(new - old) * 100:+.1f} points")
+    if report.latency is not None:
+        old_latency, new_latency = report.latency["input"], report.latency["output"]
+        interval = f"x{new_latency.ratio:.3f} ({new_latency.low:.3f} to {new_latency.high:.3f})"
+        table.add_row("latency", f"{old_latency.median_ms:.3f} ms", f"{new_latency.median_ms:.3f} ms", interval)
+    return table
+
+
+def _print_checks(report: Report, console: Console) -> None:
+    worst = report.verification.worst.worst
+    console.print(
+        f"verified on {report.verification.feeds} inputs: equal to the masked model"
+        f" ({worst.error:.1e}, allowed {worst.bound:.1e})"
+    )
+    if report.asked is not None and report.asked > 1 - report.kept + 0.01:
+        console.print(
+            f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went;"
+            " the others cost nothing by staying"
+        )
+    if report.latency is not None:
+        console.print(f"latency: ratio of medians, 95 % interval, {report.latency.rounds} interleaved rounds")
+    if report.accuracy is not None:
+        lost = (report.accuracy["before"] - report.accuracy["after"]) * 100
+        if lost > LARGE_LOSS:
+            advice = "; try a lower --ratio" if report.mode in ("unconstrained", "constrained") else ""
+            console.print(f"warning: accuracy fell by {lost:.1f} points{advice}", style="yellow")
+
+
+def _print_frozen(report: Report, console: Console) -> None:
+    stuck = [s for s in report.segments if s.frozen and s.consumers]
+    if not stuck:
+        return
+    reasons = Counter({reason: 0 for s in stuck for reason in s.reasons})
+    for segment in stuck:
+        for reason in segment.reasons:
+            reasons[reason] += 1
+    console.print(
+        f"frozen: {_plural(sum(s.frozen for s in stuck), 'channel')} in {len(stuck)} of"
+        f" {_plural(len(report.segments), 'segment')}"
+    )
+    for reason, count in reasons.most_common(5):
+        console.print(f"  {reason}" + (f" ({count} segments)" if count > 1 else ""))
+    if len(reasons) > 5:
+        console.print(f"  and {len(reasons) - 5} more reasons: python -m ucpe_onnx.inspect MODEL")
+
+
+def _segments(report: Report) -> Table:
+    """One line per segment where that fits; the producers' names take what width is left."""
+    table = Table(title="segments", expand=True)
+    for column in ("id", "before", "after", "frozen"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("read by", no_wrap=True)
+    table.add_column("order", no_wrap=True)
+    table.add_column("made by", ratio=1, no_wrap=True, overflow="ellipsis")
+    for s in report.segments:
+        read_by = "\n".join(f"{count} {kind}" for kind, count in s.lowerings.items())
+        table.add_row(str(s.id), str(s.slots), str(s.emitted), str(s.frozen), read_by, _order(s), _names(s.producers))
+    return table
+
+
+def _order(segment: SegmentReport) -> str:
+    """How good the order is: the best, or at least so much of the best, by the solver's bound."""
+    if segment.status == "OPTIMAL" or not segment.bound:
+        return segment.status.lower()
+    return f">= {segment.objective / segment.bound:.0%}"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return (f"{len(names)}: " if len(names) > 1 else "") + ", ".join(names)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _change(before: int | None, after: int | None) -> str:
+    if not before or after is None:
+        return ""
+    return f"{(after - before) / before:+.1%}"
+
+
+def _count(value: int | None) -> str:
+    if value is None:
+        return "unknown"
+    if value < 1e6:
+        return f"{value:,}"
+    return f"{value / 1e6:,.1f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
+
+
+def _size(value: int) -> str:
+    return f"{value / 2**10:,.1f} KiB" if value < 2**20 else f"{value / 2**20:,.2f} MiB"

@@ -1,0 +1,85 @@
+"""The input of the pipeline: a model, what to call it, and the hash that plans record."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.external_data_helper import uses_external_data
+
+from ucpe_onnx.errors import ModelError, UsageError
+from ucpe_onnx.io import check_model, file_sha256, load_model, model_sha256
+from ucpe_onnx.naming import node_names
+
+ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | gs.Graph"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checked input model.
+
+    Attributes:
+        model: the model with all weights in memory and a unique name for every node, without which onnxruntime would
+            not load it.
+        label: its path, or what else to call it in messages.
+        sha256: of the file's bytes, or of the serialised model.
+        size: bytes of the serialised model as it was given.
+    """
+
+    model: onnx.ModelProto
+    label: str
+    sha256: str
+    size: int
+
+
+def open_source(model: ModelSource) -> Source:
+    """Load and check an input model.
+
+    Args:
+        model: path of an ``.onnx`` file, a ModelProto, or an onnx-graphsurgeon Graph.
+
+    Returns:
+        The checked model, its nodes named; what was given is not changed.
+
+    Raises:
+        ModelError: it can't be read or ``onnx.checker`` refuses it.
+        UsageError: an object of another type.
+    """
+    if isinstance(model, gs.Graph):
+        model = gs.export_onnx(model)
+    if isinstance(model, onnx.ModelProto):
+        _check_complete(model)
+        proto, label, sha256 = model, "the model", model_sha256(model)
+    elif isinstance(model, (str, os.PathLike)):
+        proto, label, sha256 = load_model(model), os.fspath(model), file_sha256(model)
+    else:
+        raise UsageError(
+            f"can't prune a {type(model).__name__}: give a path, an onnx.ModelProto or a graphsurgeon Graph"
+        )
+    check_model(proto, label)
+    return Source(_named(proto), label, sha256, proto.ByteSize())
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, or a copy of it if nodes had to be named."""
+    names = node_names(model.graph.node)
+    if names == [node.name for node in model.graph.node]:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for node, name in zip(copy.graph.node, names, strict=True):
+        node.name = name
+    return copy
+
+
+def _check_complete(model: onnx.ModelProto) -> None:
+    """Refuse a proto whose weights are still in other files: from here on nobody knows where."""
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            raise ModelError(
+                f"the model's initializer {tensor.name!r} lies in another file; give the path of the model, or load"
+                " its external data first"
+            )
