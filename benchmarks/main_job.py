@@ -28,11 +28,10 @@ DIGITS = Path(__file__).parents[1] / "models" / "digits.onnx"
 
 def run_job(model: Path, folder: Path, flags: list[str]) -> tuple[int, dict[str, Any] | None, str]:
     """Run the command line on one model: exit code, report, last line on stderr."""
-    out, report = folder / "out.onnx", folder / "report.json"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "ucpe_onnx", str(model), str(out), "-q", "--json", str(report), *flags]
+    out = folder / "out.onnx"
+    command = [sys.executable, "-m", "ucpe_onnx", str(model), str(out), "-q", "--json", "-", *flags]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = json.loads(report.read_text()) if report.exists() else None
+    found = json.loads(done.stdout) if done.stdout else None
     out.unlink(missing_ok=True)
     return done.returncode, found, (done.stderr.strip().splitlines() or [""])[-1]
 

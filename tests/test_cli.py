@@ -54,13 +54,20 @@ def written(folder) -> set[str]:
 
 def test_faster_is_written(folder, measured, capsys):
     measured(0.8)
-    assert main(["in.onnx", "out.onnx", *ALL]) == 0
+    write(wide(), folder / "in.onnx")
+    assert main(["in.onnx", "out.onnx", "--mode", "constrained", "--ratio", "0.5", *ALL]) == 0
     assert written(folder) == {"out.onnx", "p.json", "r.html", "j.json"}
     account = json.loads((folder / "j.json").read_text())
     assert account["written"] is True and account["faster"] is True and account["source"] == "in.onnx"
     out, err = capsys.readouterr()
     assert out.endswith("wrote out.onnx\n") and "x0.800 (0.790 to 0.810)" in out and err == ""
     onnx.checker.check_model(onnx.load("out.onnx"), full_check=True)
+
+
+def test_what_has_lost_nothing_only_seems_faster(folder, measured, capsys):
+    measured(0.8)
+    assert main(["in.onnx", "out.onnx", "--ratio", "0", *ALL]) == 3
+    assert written(folder) == set() and "nothing could be removed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.2, 0.995])

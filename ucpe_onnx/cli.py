@@ -205,7 +205,7 @@ def _run(args: argparse.Namespace) -> int:
     _check_files(args, json_file)
     result = _prune(args)
     report = result.report
-    refused = report.speed is not None and not report.speed.faster and not args.allow_slower
+    refused = report.speed is not None and not report.faster and not args.allow_slower
     account = {**report.to_dict(), "written": not refused}
     if not args.quiet:
         print_summary(report, make_console(stderr=args.json == "-"), verbose=args.verbose)
@@ -244,6 +244,8 @@ def _not_faster(args: argparse.Namespace, report: Report) -> str:
         advice = "prune more, or pass --allow-slower"
     else:
         advice = "raise --ratio, or pass --allow-slower"
+    if speed.faster:
+        return f"{args.input}: verified, but nothing could be removed (widths are rounded); nothing written: {advice}"
     return (
         f"{args.input}: verified, but not shown to be faster in onnxruntime (latency x{speed.ratio:.3f} of the input's,"
         f" 95 % interval {speed.low:.3f} to {speed.high:.3f}); nothing written: {advice}"

@@ -70,14 +70,15 @@ def _speed(report: Report) -> str:
     speed, latency = report.speed, report.latency
     if speed is None or latency is None:
         return '<div class="card speed"><div><h3>Latency</h3><div class="big dim">not measured</div></div></div>'
-    if speed.faster:
+    if report.faster:
         css, word = "good", "faster"
     elif speed.low > 1.0:
         css, word = "bad", "slower"
     else:
         css, word = "warn", "no proven difference"
     factor = "" if speed.undecided else f": {1 / speed.ratio:.2f} times as fast"
-    advice = "" if speed.faster else '<p class="small">The command writes it only with <code>--allow-slower</code>.</p>'
+    advice = '<p class="small">The command writes it only with <code>--allow-slower</code>.</p>'
+    advice = "" if report.faster else advice
     return (
         f'<div class="card speed"><div><h3>Latency in onnxruntime</h3><div class="big {css}">×{speed.ratio:.3f}</div>'
         f'<div><b class="{css}">{word}</b>{factor}</div>'

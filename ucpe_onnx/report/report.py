@@ -85,8 +85,17 @@ class Report:
 
     @property
     def faster(self) -> bool:
-        """Whether the emitted model was measured to be faster than the input, beyond doubt."""
-        return self.speed is not None and self.speed.faster
+        """Whether the emitted model has less to do and was measured to be faster than the input, beyond doubt.
+
+        A model from which nothing was removed can only seem faster: of intervals at 95 %, some lie below 1 by chance.
+        """
+        return self.speed is not None and self.speed.faster and self._lighter
+
+    @property
+    def _lighter(self) -> bool:
+        before, after = self.before, self.after
+        fewer_macs = before.macs is not None and after.macs is not None and after.macs < before.macs
+        return after.parameters < before.parameters or fewer_macs
 
     def copies_added(self) -> dict[str, int]:
         """Operators that only select or move channels, by type: how many more than before."""
