@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from tests.builders import Net
 from tests.models_small import branches, elementwise, latency, sample, single_consumer, wide, write
-from ucpe_onnx import inspect
+from ucpe_onnx import inspect, prune
 from ucpe_onnx.cli import build_parser, main
 from ucpe_onnx.options import Options
 
@@ -325,3 +325,14 @@ def test_repeated_and_missing_node_names(folder):
     assert quick("-q", "--masks", "m.npz", "--save-plan", "p.json") == 0
     assert list(json.loads((folder / "p.json").read_text())["consumers"]) == names
     assert [n.name for n in onnx.load("out.onnx").graph.node if n.op_type == "Conv"] == names
+
+
+def test_what_libraries_print_does_not_reach_standard_output(folder, capfd, monkeypatch):
+    def chatty(*arguments, **options):
+        os.write(1, b"Warning: from a native library\n")
+        return prune(*arguments, **options)
+
+    monkeypatch.setattr("ucpe_onnx.cli.prune", chatty)
+    assert quick("--json", "-", "-q") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["written"] and "native library" in err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ucpe_onnx import __version__
 from ucpe_onnx.analysis.criteria import CRITERIA
-from ucpe_onnx.command import add_common, check_outputs, guarded, make_console, write_json
+from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
 from ucpe_onnx.config import apply_config
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError
 from ucpe_onnx.io import save_model, write_text
@@ -257,8 +257,9 @@ def _prune(args: argparse.Namespace) -> Result:
     options = Options(**{**values, "input_shapes": parse_input_shapes(args.input_shapes)})
     console = make_console(stderr=True)
     if args.quiet or not console.is_terminal:
-        return prune(args.input, options)
-    with console.status("load") as status:
+        with library_output_to_stderr():
+            return prune(args.input, options)
+    with console.status("load") as status, library_output_to_stderr():
         return prune(args.input, options, progress=status.update)
 
 

@@ -7,7 +7,8 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,26 @@ def guarded(job: Callable[[], int], *, debug: bool) -> int:
             file=sys.stderr,
         )
         return EXIT_FAILED
+
+
+@contextmanager
+def library_output_to_stderr() -> Iterator[None]:
+    """Send what native libraries print to standard output (onnx's checker does) to standard error meanwhile.
+
+    Standard output is for what the command itself has to say; with ``--json -`` a program reads it.
+    """
+    sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+    except OSError:  # closed: nothing can be printed there
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def write_json(target: str, value: Any) -> None:

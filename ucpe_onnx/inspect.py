@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.command import add_common, check_outputs, guarded, make_console, write_json
+from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
 from ucpe_onnx.errors import EXIT_DONE
 from ucpe_onnx.source import ModelSource, open_source
 
@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     check_outputs({"--json": None if args.json in (None, "-") else Path(args.json)}, {"in.onnx": args.model})
-    traced = trace(open_source(args.model).model)
+    with library_output_to_stderr():
+        traced = trace(open_source(args.model).model)
     if args.json:
         write_json(args.json, describe(traced))
     if not args.quiet and args.json != "-":
