@@ -245,7 +245,7 @@ def _not_faster(args: argparse.Namespace, report: Report) -> str:
     else:
         advice = "raise --ratio, or pass --allow-slower"
     if speed.faster:
-        return f"{args.input}: verified, but nothing could be removed (widths are rounded); nothing written: {advice}"
+        return f"{args.input}: verified, but nothing could be removed, so it is no faster; nothing written: {advice}"
     return (
         f"{args.input}: verified, but not shown to be faster in onnxruntime (latency x{speed.ratio:.3f} of the input's,"
         f" 95 % interval {speed.low:.3f} to {speed.high:.3f}); nothing written: {advice}"

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_graphsurgeon as gs
+import onnxruntime as ort
 from onnx import numpy_helper
 
 from ucpe_onnx.errors import ModelError
 
+_WARNING, _FATAL = 2, 4
+"""Log severities of onnxruntime."""
 _NOT_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """Folding these would turn a quantised weight into a float one and lose the quantisation."""
 _RANDOM = frozenset(
@@ -98,13 +101,15 @@ class Constants:
 
 @contextmanager
 def _quiet_graphsurgeon() -> Iterator[None]:
-    """A constant that can't be folded is no news to the user: it only stays unknown."""
+    """A constant that can't be folded is no news to the user, nor what onnxruntime thinks of it: it stays unknown."""
     logger = gs.logger.G_LOGGER
     before, logger.severity = logger.severity, logger.CRITICAL
+    ort.set_default_logger_severity(_FATAL)
     try:
         yield
     finally:
         logger.severity = before
+        ort.set_default_logger_severity(_WARNING)  # onnxruntime's own default; it does not tell what was set
 
 
 def _is_foldable(node: onnx.NodeProto) -> bool:
