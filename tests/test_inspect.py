@@ -151,3 +151,14 @@ def test_listing_agrees_with_what_pruning_uses():
         mask[[c for c in consumer["prunable"] if random.random() < 0.5]] = False
         masks[consumer["name"]] = mask
     assert prune(wide(), masks=masks, bench_seconds=0).report.verification.passed
+
+
+def test_says_why_weights_that_callers_may_override_stay(folder, capsys):
+    model = branches()
+    assert main([str(write(model, folder / "plain.onnx"))]) == 0
+    assert "graph inputs too" not in capsys.readouterr().out
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert main([str(write(model, folder / "overridable.onnx"))]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{len(model.graph.initializer)} initializers (" in out and "take them out of graph.input" in out

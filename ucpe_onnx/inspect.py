@@ -73,6 +73,20 @@ def prunable_share(traced: Trace) -> float:
     return weights / total if total else 0.0
 
 
+def overridable_note(traced: Trace) -> str:
+    """What to do about weights that callers may override, "" if there are none.
+
+    From IR version 4 on an initializer that is a graph input too is a default value, which no tool may change.
+    """
+    names = sorted(traced.graph.constants.overridable)
+    if not names:
+        return ""
+    return (
+        f"{len(names)} initializers ({names[0]!r} ...) are graph inputs too: callers may override them, so that what they"
+        " touch stays; take them out of graph.input to prune it"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -105,6 +119,8 @@ def _run(args: argparse.Namespace) -> int:
         console.print(_consumers(traced, weights=args.verbose))
         console.print(_segments(traced))
         console.print(f"{prunable_share(traced):.0%} of the consumers' weights belong to channels that may be pruned")
+        if note := overridable_note(traced):
+            console.print(note)
     return EXIT_DONE
 
 
