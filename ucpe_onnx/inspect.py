@@ -82,7 +82,7 @@ def overridable_note(traced: Trace) -> str:
     if not names:
         return ""
     return (
-        f"{len(names)} initializers ({names[0]!r} ...) are graph inputs too: callers may override them, so that what they"
+        f"{len(names)} initializers ({names[0]!r} ...) are graph inputs too: callers may override them, so what they"
         " touch stays; take them out of graph.input to prune it"
     )
 
