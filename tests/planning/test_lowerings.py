@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from tests.builders import Net, check_emission
 from ucpe_onnx.plan import LOWERINGS
 from ucpe_onnx.planning import Target
-from ucpe_onnx.planning.cost import Shape
+from ucpe_onnx.planning.cost import ReadCost
 from ucpe_onnx.planning.lower import LOWERING_RULES, Reading, auto, gather, predicted_us, slice_, union
 
 PLAIN = Target(blocked=False)
@@ -26,7 +26,7 @@ def readers_of(model: onnx.ModelProto, tensor: str) -> list[str]:
 
 def reading(layout: list[int], kept: list[int], *, target: Target = PLAIN, grouped: bool = False) -> Reading:
     keep = np.isin(np.arange(max(layout) + 1), kept)
-    return Reading(np.array(layout), keep, Shape(64, 1e6, True), target, grouped)
+    return Reading(np.array(layout), keep, ReadCost(64, 1e6, True), target, grouped)
 
 
 def three_readers(head: str = "Relu") -> onnx.ModelProto:
@@ -80,8 +80,8 @@ def test_a_grouped_consumer_reads_all() -> None:
 
 
 def test_auto_takes_the_least_predicted_time() -> None:
-    dear = Reading(np.arange(64), np.arange(64) < 16, Shape(4, 1e8, True), Target())
-    cheap = Reading(np.arange(64), np.arange(64) < 16, Shape(4096, 1e2, True), Target())
+    dear = Reading(np.arange(64), np.arange(64) < 16, ReadCost(4, 1e8, True), Target())
+    cheap = Reading(np.arange(64), np.arange(64) < 16, ReadCost(4096, 1e2, True), Target())
     assert auto(dear).kind == "slice"
     assert auto(cheap).kind == "union"
     for given in (dear, cheap):

@@ -45,10 +45,6 @@ class Constants:
     def __contains__(self, name: object) -> bool:
         return name in self._initializers or name in self._folded
 
-    def is_initializer(self, name: str) -> bool:
-        """Whether a constant is stored in the file as such, not computed by nodes."""
-        return name in self._initializers
-
     def value(self, name: str) -> npt.NDArray[np.generic] | None:
         """The value of a tensor, or None if it is not constant."""
         if name in self._initializers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -52,11 +52,9 @@ class PassResult:
 
     Attributes:
         changes: number of nodes, initializers or values that it changed.
-        notes: what the user may want to know, one line each.
     """
 
     changes: int
-    notes: tuple[str, ...] = field(default=())
 
 
 class Pass(Protocol):

@@ -17,7 +17,7 @@ _NOMINAL = 28
 
 
 @dataclass(frozen=True)
-class Shape:
+class ReadCost:
     """What the cost of reading channels depends on.
 
     Attributes:
@@ -48,7 +48,7 @@ class Shape:
         return calls * target.call_us + moved * self.read_elements * 4 / target.bytes_per_us
 
 
-def consumer_shape(trace: Trace, consumer: Consumer) -> Shape:
+def read_cost(trace: Trace, consumer: Consumer) -> ReadCost:
     """Measure a consumer: elements per channel, operations per channel."""
     use = consumer.use
     tensor, axis = use.tensor_axis
@@ -66,7 +66,7 @@ def consumer_shape(trace: Trace, consumer: Consumer) -> Shape:
     else:
         positions = _elements(out[:-1], skip_batch=True)
         per_channel = 2.0 * math.prod(weight) / consumer.channels * positions
-    return Shape(read, per_channel, use.node.op_type == "Conv" and len(out) == 4)
+    return ReadCost(read, per_channel, use.node.op_type == "Conv" and len(out) == 4)
 
 
 def _elements(dims: list[int | str | None], *, skip_batch: bool) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.masks import Mask
-from ucpe_onnx.planning.cost import Shape
+from ucpe_onnx.planning.cost import ReadCost
 from ucpe_onnx.planning.target import Target
 
 
@@ -29,7 +29,7 @@ class Reading:
 
     layout: IntArray
     keep: Mask
-    shape: Shape
+    shape: ReadCost
     target: Target
     grouped: bool = False
 

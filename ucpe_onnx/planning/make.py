@@ -18,7 +18,7 @@ from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
-from ucpe_onnx.planning.cost import consumer_shape
+from ucpe_onnx.planning.cost import read_cost
 from ucpe_onnx.planning.lower import LOWERING_RULES, Lowered, Reading
 from ucpe_onnx.planning.target import Target
 from ucpe_onnx.planning.widths import emitted_slots
@@ -122,7 +122,7 @@ class _Planner:
         for name in segment.consumers:
             reader = _reader(segment, self.trace.consumers[name], self.masks[name]) if name in self.masks else None
             if reader is not None:
-                cost = consumer_shape(self.trace, self.trace.consumers[name])
+                cost = read_cost(self.trace, self.trace.consumers[name])
                 weight = cost.copy_us(self.settings.target, int(self.masks[name].sum()), int(emitted.sum()))
                 readers.append(Reader(name, *reader, round(weight, 3)))
         problem = OrderingProblem(groups=groups, readers=tuple(readers), fixed=fixed)
@@ -135,7 +135,7 @@ class _Planner:
         mask = self.masks.get(consumer.name)
         if mask is None:
             return Lowered("direct", layout)
-        shape = consumer_shape(self.trace, consumer)
+        shape = read_cost(self.trace, consumer)
         reading = Reading(layout, mask, shape, self.settings.target, grouped=consumer.use.groups > 1)
         return LOWERING_RULES[self.settings.lowering](reading)
 
