@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from ucpe_onnx.analysis.constants import Constants
+from ucpe_onnx.analysis.shapes import Shape, infer_shapes
 from ucpe_onnx.naming import node_names
 
-Shape: TypeAlias = "tuple[int | str | None, ...]"
-"""Known dimensions as integers, symbolic ones by their name, unknown ones as None."""
-
-_SMALL = 4096
-"""Initializers up to this many elements may be shapes, axes or sizes: shape inference gets to see their values."""
+__all__ = ["GraphView", "Node", "Shape"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class GraphView:
         self.nodes = tuple(
             _view(i, n, name) for i, (n, name) in enumerate(zip(graph.node, node_names(graph.node), strict=True))
         )
-        self.shapes, self.types = _infer(model, input_shapes or {})
+        self.shapes, self.types, lengths = infer_shapes(model, self.constants, input_shapes or {})
         self.readers: dict[str, list[tuple[Node, int]]] = defaultdict(list)
         self.makers = {tensor: node for node in self.nodes for tensor in node.outputs if tensor}
         captured: set[str] = set()
@@ -94,6 +90,7 @@ class GraphView:
                     self.readers[tensor].append((node, position))
             captured |= _captured(node.proto)
         self.captured = frozenset(captured)
+        self.constants.fold_lengths(model, lengths, self.captured.union(self.outputs))
 
     def shape(self, tensor: str) -> Shape | None:
         """Shape of a tensor, constant or not; None if not even the rank is known."""
@@ -108,63 +105,6 @@ class GraphView:
 def _view(index: int, node: onnx.NodeProto, name: str) -> Node:
     op_type = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
     return Node(index, name, op_type, tuple(node.input), tuple(node.output), node)
-
-
-def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without its large weights, which become inputs: what shape inference needs and no more."""
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    light.graph.value_info.extend(model.graph.value_info)
-    named = {value.name for value in model.graph.input}
-    for tensor in model.graph.initializer:
-        if np.prod(tensor.dims, dtype=np.int64) <= _SMALL:
-            light.graph.initializer.append(tensor)
-        elif tensor.name not in named:
-            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    light.graph.sparse_initializer.extend(model.graph.sparse_initializer)
-    return light
-
-
-def _infer(
-    model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, Shape], dict[str, int]]:
-    light = skeleton(model)
-    if input_shapes:
-        _fix_inputs(light, input_shapes)
-    with contextlib.suppress(Exception):  # inference stops at what it does not know; the declared shapes still serve
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
-    shapes: dict[str, Shape] = {}
-    types: dict[str, int] = {}
-    for value in (*light.graph.value_info, *light.graph.input, *light.graph.output):
-        if not value.type.HasField("tensor_type"):
-            continue
-        tensor = value.type.tensor_type
-        types[value.name] = tensor.elem_type
-        if tensor.HasField("shape"):
-            shapes[value.name] = tuple(_dimension(d) for d in tensor.shape.dim)
-    return shapes, types
-
-
-def _fix_inputs(light: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Declare inputs with given shapes, and forget inner shapes that were declared for others."""
-    for value in light.graph.input:
-        if value.name in shapes:
-            tensor = value.type.tensor_type
-            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, tensor.elem_type, shapes[value.name]))
-    del light.graph.value_info[:]
-    for value in light.graph.output:
-        value.type.tensor_type.ClearField("shape")
-
-
-def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value > 0 else None
-    return dim.dim_param or None
 
 
 def _captured(node: onnx.NodeProto) -> set[str]:
