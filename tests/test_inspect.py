@@ -93,9 +93,7 @@ def test_tables(folder, capsys):
     assert main(["in.onnx"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in ("/a/Conv", "/b/Conv", "fc", "Gemm", "graph input x", "graph output y"))
-    weights = (3 * 16 * 9, 16 * 8 * 9, 16 * 8, 8 * 4)
-    share = sum(weights[1:]) / sum(weights)
-    assert f"{share:.0%} of the consumers' weights belong to channels that may be pruned" in out
+    assert "100% of the consumers' weights read or make channels that may be pruned" in out
     assert max(map(len, out.splitlines())) <= 80
     weight = branches().graph.node[0].input[1]
     assert f" {weight} " not in out
@@ -161,4 +159,4 @@ def test_says_why_weights_that_callers_may_override_stay(folder, capsys):
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     assert main([str(write(model, folder / "overridable.onnx"))]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert f"{len(model.graph.initializer)} initializers (" in out and "take them out of graph.input" in out
+    assert f"{len(model.graph.initializer)} initializers (" in out and "in its new shape" in out

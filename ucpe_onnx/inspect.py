@@ -15,6 +15,7 @@ from rich.table import Table
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
 from ucpe_onnx.errors import EXIT_DONE
+from ucpe_onnx.io import external_files
 from ucpe_onnx.source import ModelSource, open_source
 
 
@@ -64,26 +65,29 @@ def describe(traced: Trace) -> dict[str, Any]:
 
 
 def prunable_share(traced: Trace) -> float:
-    """Share of the consumers' weights that belong to prunable input channels."""
+    """Share of the consumers' weights that read a prunable channel, or make one."""
+    slots = traced.slots
+    known = [use for use in traced.producers if use.tensor_axis in slots.axes]
+    stays = {use.node.name: float(slots.frozen[slots.axes[use.tensor_axis]].mean()) for use in known}
     weights = total = 0.0
-    for consumer in traced.consumers.values():
+    for name, consumer in traced.consumers.items():
         size = math.prod(traced.graph.constants.shape(consumer.use.weight) or ())
         total += size
-        weights += size * float(consumer.prunable.mean())
+        weights += size * (1.0 - float((~consumer.prunable).mean()) * stays.get(name, 1.0))
     return weights / total if total else 0.0
 
 
 def overridable_note(traced: Trace) -> str:
-    """What to do about weights that callers may override, "" if there are none.
+    """What pruning means for weights that callers may override, "" if there are none.
 
-    From IR version 4 on an initializer that is a graph input too is a default value, which no tool may change.
+    From IR version 4 on an initializer that is a graph input too is a default value.
     """
     names = sorted(traced.graph.constants.overridable)
     if not names:
         return ""
     return (
-        f"{len(names)} initializers ({names[0]!r} ...) are graph inputs too: callers may override them, so what they"
-        " touch stays; take them out of graph.input to prune it"
+        f"{len(names)} initializers ({names[0]!r} ...) are graph inputs too: they count as constants, and a caller who"
+        " overrides a pruned one has to give it in its new shape"
     )
 
 
@@ -109,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    check_outputs({"--json": None if args.json in (None, "-") else Path(args.json)}, {"in.onnx": args.model})
+    read = {"in.onnx": args.model} | {f"in.onnx's {file.name}": file for file in external_files(args.model)}
+    check_outputs({"--json": None if args.json in (None, "-") else Path(args.json)}, read)
     with library_output_to_stderr():
         traced = trace(open_source(args.model).model)
     if args.json:
@@ -118,7 +123,9 @@ def _run(args: argparse.Namespace) -> int:
         console = make_console()
         console.print(_consumers(traced, weights=args.verbose))
         console.print(_segments(traced))
-        console.print(f"{prunable_share(traced):.0%} of the consumers' weights belong to channels that may be pruned")
+        console.print(
+            f"{prunable_share(traced):.0%} of the consumers' weights read or make channels that may be pruned"
+        )
         if note := overridable_note(traced):
             console.print(note)
     return EXIT_DONE

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.constants import Constants
+from ucpe_onnx.functions import inline_functions
 from ucpe_onnx.masks import Mask, check_masks
 from ucpe_onnx.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.parked import copy_model
 
 
 def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.ModelProto:
@@ -35,82 +37,168 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
     Raises:
         MaskError: a name is no consumer of the model, or a mask has a wrong length or keeps nothing.
     """
+    model = inline_functions(model)
     names = node_names(model.graph.node)
-    nodes = {name: node for name, node in zip(names, model.graph.node, strict=True) if name in masks}
-    constants = Constants(model)
-    weights = {name: weight for name, node in nodes.items() if (weight := _weight(node, constants)) is not None}
-    channels = {name: _channels(nodes[name], weight) for name, weight in weights.items()}
+    position = {name: index for index, name in enumerate(names) if name in masks}
+    finder = _Weights(model)
+    weights = {name: weight for name, index in position.items() if (weight := finder.of(index)) is not None}
+    channels = {name: weight.channels for name, weight in weights.items()}
     masks = check_masks(masks, {name: count for name, count in channels.items() if count})
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    readers.update(_read_elsewhere(model.graph))
+    masks = {name: mask for name, mask in masks.items() if not mask.all()}
+    own = {weights[name].tensor for name in masks if finder.readers[weights[name].tensor] == 1}
+    copy = copy_model(model, [i for i, tensor in enumerate(model.graph.initializer) if tensor.name in own])
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer if tensor.name in own}
     taken = tensor_names(model.graph)
-    position = {name: index for index, name in enumerate(names)}
     for name, mask in masks.items():
-        if mask.all():
-            continue
-        node = copy.graph.node[position[name]]
-        index = weights[name].input
-        edited = np.array(weights[name].value)
-        _zero(node, index, edited, mask)
-        tensor = stored.get(node.input[index])
-        if tensor is not None and readers[tensor.name] == 1:
-            tensor.CopyFrom(numpy_helper.from_array(edited, tensor.name))
+        weight = weights[name]
+        edited = np.array(finder.constants.value(weight.tensor))
+        _zero(weight, edited, mask)
+        if weight.tensor in stored:
+            stored[weight.tensor].CopyFrom(numpy_helper.from_array(edited, weight.tensor))
         else:
-            node.input[index] = fresh_name(f"{node.input[index]}_masked", taken)
-            copy.graph.initializer.append(numpy_helper.from_array(edited, node.input[index]))
+            fresh = fresh_name(f"{weight.tensor}_masked", taken)
+            copy.graph.node[weight.node].input[weight.input] = fresh
+            copy.graph.initializer.append(numpy_helper.from_array(edited, fresh))
     return copy
 
 
-class _Weight(NamedTuple):
+@dataclass(frozen=True)
+class _Weight:
+    """A constant that a consumer reads its channels through, at the node that uses it first.
+
+    Attributes:
+        node: index of that node: the consumer, or the QuantizeLinear or DequantizeLinear that leads to it.
+        input: its input.
+        tensor: the constant.
+        axis: the axis over input channels.
+        groups: convolution groups, each of which has its own range of channels on that axis of Conv.
+        zero: what stands for zero, in a shape that broadcasts against the value.
+        channels: C_in; 0 for a depthwise convolution, which carries channels along.
+    """
+
+    node: int
     input: int
-    value: npt.NDArray[np.generic]
+    tensor: str
+    axis: int
+    groups: int
+    zero: npt.NDArray[np.generic]
+    channels: int
 
 
-def _weight(node: onnx.NodeProto, constants: Constants) -> _Weight | None:
-    """The constant weight of a consumer; MatMul's may be on the left, all others have theirs second."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.domain not in ("", "ai.onnx"):
-        return None
-    index = 0 if node.op_type == "MatMul" and node.input[0] in constants else 1
-    value = constants.value(node.input[index])
-    return None if value is None else _Weight(index, value)
+class _Weights:
+    """Finds the weights of consumers, by the definitions of the operators."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.nodes = model.graph.node
+        self.constants = Constants(model)
+        self.makers = {name: index for index, node in enumerate(self.nodes) for name in node.output}
+        self.readers = Counter(name for node in self.nodes for name in node.input)
+        self.readers.update(_read_elsewhere(model.graph))
+
+    def of(self, index: int) -> _Weight | None:
+        """The weight of a node; None if it has none that is constant."""
+        node = self.nodes[index]
+        if node.op_type not in _WEIGHT_INPUT or node.domain not in ("", "ai.onnx", "com.microsoft"):
+            return None
+        at = _WEIGHT_INPUT[node.op_type]
+        if "MatMul" in node.op_type and self._source(index, 0) is not None:
+            at = 0
+        source = self._source(index, at)
+        tensor = "" if source is None else self.nodes[source[0]].input[source[1]]
+        shape = self.constants.shape(tensor)
+        axis = None if shape is None else _channel_axis(node, at, len(shape))
+        if source is None or shape is None or axis is None:
+            return None
+        groups = _attribute(node, "group", 1) if "Conv" in node.op_type else 1
+        channels = shape[axis] * (1 if node.op_type == "ConvTranspose" else groups)
+        if 1 < groups == channels:
+            channels = 0
+        return _Weight(*source, tensor, axis, groups, self._zero(source, len(shape)), channels)
+
+    def _source(self, index: int, at: int) -> tuple[int, int] | None:
+        """Where the constant behind an input is used first; None if there is none."""
+        while at < len(self.nodes[index].input) and (name := self.nodes[index].input[at]) not in self.constants:
+            maker = self.makers.get(name)
+            if maker is None or self.nodes[maker].op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                return None
+            if self.readers[name] != 1 or _attribute(self.nodes[maker], "block_size", 0):
+                return None
+            index, at = maker, 0
+        return (index, at) if at < len(self.nodes[index].input) else None
+
+    def _zero(self, source: tuple[int, int], rank: int) -> npt.NDArray[np.generic]:
+        """The zero point of a quantised weight, else 0."""
+        node = self.nodes[source[0]]
+        quantised = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger")
+        offset = dict.fromkeys(quantised, 2)
+        at = source[1] + offset.get(node.op_type, len(node.input))
+        point = self.constants.value(node.input[at]) if at < len(node.input) and node.input[at] else None
+        if point is None or point.size == 1:
+            return np.zeros((), np.int8) if point is None else point.reshape(())
+        along = {"DequantizeLinear": _attribute(node, "axis", 1) % rank, "QLinearConv": 0, "ConvInteger": 0}
+        along["QGemm"] = 1 - _attribute(node, "transB", 0)
+        axis = along.get(node.op_type, rank - 1)
+        return point.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+_WEIGHT_INPUT = {
+    "Conv": 1,
+    "ConvInteger": 1,
+    "ConvTranspose": 1,
+    "Einsum": 1,
+    "GRU": 1,
+    "Gemm": 1,
+    "LSTM": 1,
+    "MatMul": 1,
+    "MatMulInteger": 1,
+    "QGemm": 3,
+    "QLinearConv": 3,
+    "QLinearMatMul": 3,
+    "RNN": 1,
+}
+"""The input of each kind of consumer that holds its weight; a matrix product may have it on the left instead."""
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 
 
-def _channels(node: onnx.NodeProto, weight: _Weight) -> int:
-    """C_in by the operator's definition of its weight; 0 for a depthwise one, which carries channels along."""
-    groups = _attribute(node, "group", 1)
-    count = weight.value.shape[_channel_axis(node, weight.input)]
-    if node.op_type == "Conv":
-        count *= groups
-    return 0 if node.op_type in ("Conv", "ConvTranspose") and 1 < groups == count else count
-
-
-def _channel_axis(node: onnx.NodeProto, weight_input: int) -> int:
-    if node.op_type == "Gemm":
+def _channel_axis(node: onnx.NodeProto, weight_input: int, rank: int) -> int | None:
+    """The weight's axis over input channels; None if the operator does not take such a weight."""
+    if node.op_type in ("GRU", "LSTM", "RNN"):
+        return 2 if rank == 3 else None
+    if node.op_type == "Einsum":
+        return _summed_axis(node)
+    if node.op_type in ("Gemm", "QGemm"):
         return 1 if _attribute(node, "transB", 0) else 0
-    if node.op_type == "MatMul":  # X @ W reads the rows of W, W @ X its columns
-        return 0 if weight_input == 1 else 1
+    if "MatMul" in node.op_type:  # X @ W reads the rows of W, W @ X its columns
+        return (0 if weight_input else 1) if rank == 2 else None
     return 0 if node.op_type == "ConvTranspose" else 1
 
 
-def _zero(node: onnx.NodeProto, index: int, weight: npt.NDArray[np.generic], mask: Mask) -> None:
+def _summed_axis(node: onnx.NodeProto) -> int | None:
+    """The constant's axis for the first letter of ``data,constant->result`` that is summed over."""
+    equation = next(a.s.decode() for a in node.attribute if a.name == "equation").replace(" ", "")
+    terms, _, result = equation.partition("->")
+    data, _, weight = terms.partition(",")
+    if "->" not in equation:
+        result = "".join(letter for letter in data + weight if (data + weight).count(letter) == 1)
+    return next((weight.index(letter) for letter in data if letter in weight and letter not in result), None)
+
+
+def _zero(weight: _Weight, value: npt.NDArray[np.generic], mask: Mask) -> None:
     """Set the slices of dropped channels to zero, in place."""
     dropped = np.flatnonzero(~mask)
-    groups = _attribute(node, "group", 1)
-    if node.op_type != "Conv" or groups == 1:
-        np.moveaxis(weight, _channel_axis(node, index), 0)[dropped] = 0
+    fill = np.broadcast_to(weight.zero, value.shape)
+    if weight.axis != 1 or weight.groups == 1:
+        np.moveaxis(value, weight.axis, 0)[dropped] = np.moveaxis(fill, weight.axis, 0)[dropped]
         return
-    rows, columns = weight.shape[0] // groups, weight.shape[1]
+    rows, columns = value.shape[0] // weight.groups, value.shape[1]
     for channel in dropped:
         group = channel // columns
-        weight[group * rows : (group + 1) * rows, channel % columns] = 0
+        at = slice(group * rows, (group + 1) * rows), channel % columns
+        value[at] = fill[at]
 
 
 def _read_elsewhere(graph: onnx.GraphProto) -> list[str]:

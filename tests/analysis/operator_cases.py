@@ -98,7 +98,11 @@ KEEP: dict[str, Step] = (
 """Operators that pass eight channels on as they are, by the operator type that each case is about."""
 
 FREEZE: dict[str, tuple[Step, str]] = {
-    "unknown": (lambda net, x: net.op("CumSum", x, net.weight(np.int64(2))), "operator without a rule: CumSum"),
+    "unknown": (
+        lambda net, x: net.op("ReverseSequence", x, net.ints(2), batch_axis=0, time_axis=1),
+        "operator without a rule: ReverseSequence",
+    ),
+    "CumSum": (lambda net, x: net.op("CumSum", x, net.weight(np.int64(1))), "order along the axis matters: CumSum"),
     "LRN": (lambda net, x: net.op("LRN", x, size=3), "channel-mixing op LRN"),
     "Softmax": (lambda net, x: net.op("Softmax", x, axis=1), "channel-mixing op Softmax"),
     "LogSoftmax": (lambda net, x: net.op("LogSoftmax", x, axis=-3), "channel-mixing op LogSoftmax"),
@@ -127,7 +131,6 @@ FREEZE: dict[str, tuple[Step, str]] = {
         lambda net, x: net.ops("MaxPool", x, outputs=2, kernel_shape=[2, 2])[0],
         "pooling indices",
     ),
-    "Slice with a step": (lambda net, x: net.slice(x, [1], [0], [8], [2]), "cut axis of Slice"),
     "Slice at run time": (
         lambda net, x: net.ops(
             "Slice", x, net.input("start", (1,), TensorProto.INT64), net.ints(9), net.ints(1), shapes=[(1, 8, 4, 4)]
@@ -156,19 +159,6 @@ FREEZE: dict[str, tuple[Step, str]] = {
         ),
         "crop or unknown rank",
     ),
-    "Reshape that splits": (
-        lambda net, x: net.reshape(net.reshape(x, 1, 2, 4, 4, 4), 1, 8, 4, 4),
-        "axes merged or split by Reshape",
-    ),
-    "grouped Conv": (lambda net, x: net.conv(x, 8, groups=2), r"channels bound to groups: Conv \(groups=2\)"),
-    "grouped ConvTranspose": (
-        lambda net, x: net.op("ConvTranspose", x, net.weight(net.normal(8, 2, 1, 1)), group=4),
-        r"channels bound to groups: ConvTranspose \(groups=4\)",
-    ),
-    "depthwise ConvTranspose with a multiplier": (
-        lambda net, x: net.op("ConvTranspose", x, net.weight(net.normal(8, 2, 1, 1)), group=8),
-        "depthwise multiplier of ConvTranspose",
-    ),
     "Conv with a weight at run time": (
         lambda net, x: net.op("Conv", x, net.op("Add", net.input("v", (8, 8, 1, 1)), net.constant(0.0))),
         "weight computed at run time",
@@ -188,14 +178,14 @@ FREEZE: dict[str, tuple[Step, str]] = {
         "operand computed at run time: Gemm",
     ),
     "length used at run time": (
-        lambda net, x: net.op("Mul", x, cast(net, net.op("Gather", net.op("Shape", x), net.ints(1)))),
-        "length used at run time: Shape",
-    ),
-    "length of the whole shape": (
-        lambda net, x: net.op("Mul", x, cast(net, net.op("ReduceProd", net.op("Shape", x)))),
+        lambda net, x: net.output(net.op("Gather", net.op("Shape", x), net.ints(1))) and x,
         "length used at run time: Shape",
     ),
     "graph output": (lambda net, x: net.output(x) and x, "graph output t"),
+    "DynamicQuantizeLinear": (
+        lambda net, x: net.op("DequantizeLinear", *net.ops("DynamicQuantizeLinear", x, outputs=3)),
+        "scale taken from all channels",
+    ),
     "subgraph": (
         lambda net, x: net.output(_if(net, x)) and x,
         "is read inside of a subgraph",

@@ -37,11 +37,14 @@ def test_conv_transpose_reads_axis_0_and_makes_axis_1() -> None:
     assert [p.weight_axis for p in traced.producers] == [0, 1, 0]
 
 
-def test_grouped_conv_is_a_consumer_that_keeps_everything() -> None:
+def test_grouped_conv_is_a_consumer_whose_groups_stay_equally_long() -> None:
     net = Net()
-    x = net.conv(net.input("x", (1, 3, 4, 4)), 8)
+    x = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
     traced = analyse(net, net.conv(x, 4, groups=4, name="g"))
-    assert (traced.consumers["g"].channels, traced.consumers["g"].prunable.any()) == (8, False)
+    assert (traced.consumers["g"].channels, traced.consumers["g"].prunable.all()) == (8, True)
+    segment = segment_of(traced, "a")
+    assert [partition.parts for partition in segment.partitions] == [4]
+    assert segment.groups == ((0, 1), (2, 3), (4, 5), (6, 7))
 
 
 @pytest.mark.parametrize("op_type, weight", [("Conv", (8, 2, 1, 1)), ("ConvTranspose", (4, 4, 1, 1))])
@@ -71,7 +74,7 @@ def test_computed_bias_fixes_the_outputs() -> None:
     traced = analyse(net, net.conv(y, 2, name="d"))
     assert traced.consumers["c"].prunable.all()
     assert not traced.consumers["d"].prunable.any()
-    assert any("bias computed at run time" in r for r in segment_of(traced, "c").reasons)
+    assert any("bias or scale computed at run time" in r for r in segment_of(traced, "c").reasons)
 
 
 @pytest.mark.parametrize("trans_a", [0, 1])

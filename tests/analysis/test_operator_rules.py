@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 
 import onnx
@@ -17,10 +19,11 @@ from tests.analysis.operator_cases import (
     between,
     segment_of,
 )
+from tests.analysis.test_wider_rules import OTHER_AXES
 from tests.builders import Net, check_emission, prune
 from ucpe_onnx.analysis import rules
-from ucpe_onnx.analysis.rules import RULES, convolution, elementwise, linear, normalization, pooling, reduction, shape
-from ucpe_onnx.analysis.trace import _TAKES_CONSTANT_DATA, trace
+from ucpe_onnx.analysis.rules import RULES, TAKES_CONSTANT_DATA
+from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.errors import ModelError
 
 
@@ -59,39 +62,64 @@ def test_freezes(case: str) -> None:
     assert any(re.search(reason, found) for found in segment.reasons), segment.reasons
 
 
+WITH_TESTS_OF_THEIR_OWN = {
+    *("Gemm", "Upsample", "Swish", "Affine", "Crop", "ImageScaler", "MeanVarianceNormalization"),
+    *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "DequantizeLinear"),
+    *("DepthToSpace", "SpaceToDepth", "Tile", "Einsum", "Gather", "GroupNormalization", "RMSNormalization"),
+    *(
+        "Attention",
+        "RotaryEmbedding",
+        "GRU",
+        "LSTM",
+        "RNN",
+        "com.microsoft::Gelu",
+        "com.microsoft::QuickGelu",
+        "com.microsoft::BiasGelu",
+    ),
+    *("com.microsoft::FastGelu", "com.microsoft::QGemm", "com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"),
+    *("com.microsoft::QLinearAveragePool", "com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearConcat"),
+    *("com.microsoft::QLinearLeakyRelu", "com.microsoft::QLinearSigmoid"),
+}
+"""Most of them in test_wider_rules."""
+
+
 def test_every_rule_has_a_case() -> None:
     """An operator rule comes with a test."""
     in_cases = {node.op_type for step in KEEP.values() for node in between(step, 20)[0].graph.node} | set(KEEP)
-    in_cases |= {name.split()[0] for name in FREEZE} | {"Gemm", "Upsample", "Swish"}  # these have tests of their own
+    in_cases |= {name.split()[0] for name in FREEZE} | set(OTHER_AXES) | WITH_TESTS_OF_THEIR_OWN
     assert set(RULES) <= in_cases, set(RULES) - in_cases
 
 
 def test_registry_is_the_disjoint_union_of_its_modules() -> None:
-    modules = (convolution, linear, normalization, elementwise, pooling, reduction, shape)
+    modules = [
+        importlib.import_module(f"{rules.__name__}.{found.name}") for found in pkgutil.iter_modules(rules.__path__)
+    ]
+    modules = [module for module in modules if hasattr(module, "RULES")]
     assert sum(len(module.RULES) for module in modules) == len(RULES)
     assert dict(RULES) == {op: rule for module in modules for op, rule in module.RULES.items()}
-    assert rules.__all__ == ["RULES"]
 
 
-def test_rules_are_for_operators_of_the_standard_domain() -> None:
+def test_rules_are_for_operators_that_there_are() -> None:
     known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
-    assert set(RULES) - known <= {"Swish"}  # of opset 24, which older versions of onnx don't know
-    assert set(RULES) >= _TAKES_CONSTANT_DATA
+    newer = {"Swish", "RMSNormalization", "Attention", "RotaryEmbedding"}  # which older versions of onnx don't know
+    newer |= {"Affine", "Crop", "ImageScaler"}  # and those of its first years that newer ones have forgotten
+    assert {op for op in set(RULES) - known - newer if not op.startswith("com.microsoft::")} == set()
+    assert set(RULES) >= TAKES_CONSTANT_DATA
     assert all(callable(rule) and rule.__doc__ for rule in RULES.values())
 
 
 # What the analysis must not touch
 
 
-def test_initializers_that_callers_may_override_stay() -> None:
+def test_initializers_that_callers_may_override_count_as_constants() -> None:
     net = Net()
     a = net.conv(net.input("x", (1, 3, 4, 4)), 4, name="a")
     y = net.op("Add", a, net.weight(net.normal(1, 4, 1, 1), "offset"))
     model = net.output(net.conv(y, 2, name="b")).model()
     model.graph.input.append(helper.make_tensor_value_info("offset", TensorProto.FLOAT, [1, 4, 1, 1]))
-    traced = trace(model)
-    assert not traced.consumers["b"].prunable.any()
-    assert "graph input offset" in segment_of(traced, "a").reasons
+    emitted = check_emission(model, {"b": [1, 2]}, target=PLAIN)
+    (declared,) = [value for value in emitted.graph.input if value.name == "offset"]
+    assert [dim.dim_value for dim in declared.type.tensor_type.shape.dim] == [1, 2, 1, 1]
 
 
 def test_malformed_nodes_are_reported_not_raised() -> None:
@@ -219,9 +247,7 @@ def test_matmul_of_activations_with_broadcast_batches() -> None:
     net = Net()
     a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
     y = net.op("MatMul", a, net.input("z", (1, 1, 4, 4)))
-    traced = analyse(net, net.conv(y, 2, name="b"))
-    assert not traced.consumers["b"].prunable.any()
-    assert any("broadcast batch axis: MatMul" in reason for reason in segment_of(traced, "a").reasons)
+    check_emission(net.output(net.conv(y, 2, name="b")).model(), {"b": [1, 6]}, target=PLAIN)
 
 
 def test_matmul_of_activations_with_equal_batches_carries_channels() -> None:
@@ -267,12 +293,36 @@ def test_shape_in_parts() -> None:
     """Only the lengths that somebody uses are fixed: a Shape of the spatial axes does not hold the channels."""
     for options, prunable in (({"start": 2}, True), ({"start": -2}, True), ({"end": 2}, False), ({}, False)):
         net = Net(opset=18)
-        a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+        a = net.conv(net.input("x", ("N", 3, 4, "W")), 8, name="a")
         product = net.op("ReduceProd", net.op("Shape", a, **options), keepdims=0)
         scaled = net.op("Div", a, net.op("Cast", product, to=TensorProto.FLOAT))
         model = net.output(net.conv(scaled, 2, name="b")).model()
         assert trace(model).consumers["b"].prunable.all() == prunable, options
         check_emission(model, {"b": [1, 6]}, target=PLAIN)
+
+
+def test_static_lengths_are_written_down_when_channels_go() -> None:
+    """What is computed from the number of channels keeps the value that it has in the input model."""
+    net = Net()
+    a = net.conv(net.input("x", ("N", 3, 4, 4)), 8, name="a")
+    count = net.op("Cast", net.op("Gather", net.op("Shape", a), net.ints(1)), to=TensorProto.FLOAT)
+    model = net.output(net.conv(net.op("Mul", a, net.op("Sqrt", count)), 2, name="b")).model()
+    emitted = check_emission(model, {"b": [1, 6]}, target=PLAIN)
+    assert {node.op_type for node in emitted.graph.node} == {"Conv", "Mul"}
+    unchanged = check_emission(model, {"b": list(range(8))}, target=PLAIN)
+    assert "Shape" in {node.op_type for node in unchanged.graph.node}
+
+
+def test_channels_chunked_by_a_computed_half() -> None:
+    """PyTorch's chunk, traced: Shape, Gather, Div, and Slice up to there."""
+    net = Net()
+    a = net.conv(net.input("x", ("N", 3, 4, 4)), 8, name="a")
+    half = net.op("Div", net.op("Gather", net.op("Shape", a), net.ints(1)), net.ints(2))
+    (first,) = net.ops("Slice", a, net.ints(0), half, net.ints(1), shapes=[("N", 4, 4, 4)])
+    (second,) = net.ops("Slice", a, half, net.ints(2**31), net.ints(1), shapes=[("N", 4, 4, 4)])
+    model = net.output(net.conv(first, 2, name="b"), net.conv(second, 2, name="c")).model()
+    emitted = check_emission(model, {"b": [1], "c": [0, 3]}, target=PLAIN)
+    assert {t.name: t for t in emitted.graph.initializer}[emitted.graph.node[0].input[1]].dims[0] == 3
 
 
 def test_shape_that_is_an_output() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ucpe_onnx.analysis.rules.reshape import matched_axes
+from ucpe_onnx.analysis.rules.regroup import matched_axes
 
 lengths = st.integers(1, 6)
 
@@ -63,14 +63,16 @@ def test_groups_are_as_small_as_can_be(shapes: tuple[tuple[int, ...], tuple[int,
         ((2, 8, 4, 4), (2, 128), [([0], [0]), ([1, 2, 3], [1])]),
         (("N", 8, 4, 4), ("N", 8, 16), [([0], [0]), ([1], [1]), ([2, 3], [2])]),
         (("N", 8, 4, 4), (None, 128), [([0], [0]), ([1, 2, 3], [1])]),
-        ((None, 8, "h", "w"), (None, 8, "h", "w"), None),  # a nameless length may be any of the others
+        ((None, 8, "h", "w"), (None, 8, "h", "w"), [([0], [0]), ([1], [1]), ([2], [2]), ([3], [3])]),
         (("N", 8, "h", "w"), ("N", 8, "h", "w"), [([0], [0]), ([1], [1]), ([2], [2]), ([3], [3])]),
-        (("N", 8, "h", "w"), ("N", 8, None), None),
-        (("N", "N", 8), ("N", "N", 8), None),
-        (("a", "b", 8), ("b", "a", 8), None),
+        (("N", 8, "h", "w"), ("N", 8, None), [([0], [0]), ([1], [1]), ([2, 3], [2])]),
+        (("N", 8, "h", "w"), ("N", 2, None), [([0], [0]), ([1, 2, 3], [1, 2])]),
+        (("N", "T", 12, 64), ("N", "T", 768), [([0], [0]), ([1], [1]), ([2, 3], [2])]),
+        (("N", "T", 768), (None, 12, 64), [([0, 1], [0]), ([2], [1, 2])]),
+        (("a", "b", 8), ("b", "a", 8), [([0, 1], [0, 1]), ([2], [2])]),
         (("N", 8), ("N", 9), None),
-        ((1, 8, 1, 1), (8,), [([0, 1], [0]), ([2, 3], [])]),
-        (tuple("abcde"), tuple("abcde"), None),
+        ((1, 8, 1, 1), (8,), [([0, 1], [0]), ([2], []), ([3], [])]),
+        ((0, 8), (8, 0), None),
     ],
 )
 def test_unknown_lengths(before: tuple, after: tuple, pairs: list | None) -> None:

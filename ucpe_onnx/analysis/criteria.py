@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ucpe_onnx.analysis.quantized import real_value
 from ucpe_onnx.analysis.trace import Consumer, Trace
 from ucpe_onnx.errors import ModelError, UsageError
 
@@ -164,7 +165,11 @@ def check_weights(trace: Trace) -> None:
     """
     for name, consumer in trace.consumers.items():
         value = trace.graph.value(consumer.use.weight)
-        if value is not None and value.dtype.kind == "f" and not np.isfinite(value.sum(dtype=np.float64)):
+        if value is None or value.dtype.kind != "f":
+            continue
+        with np.errstate(invalid="ignore"):  # the sum of both infinities
+            finite = np.isfinite(value.sum(dtype=np.float64))
+        if not finite:
             raise ModelError(
                 f"node {name!r}: weight {consumer.use.weight!r} holds NaN or infinite values; train or export it again"
             )
@@ -173,8 +178,7 @@ def check_weights(trace: Trace) -> None:
 def channel_matrix(trace: Trace, consumer: Consumer) -> FloatArray:
     """A consumer's weights with one row per input channel, shape (C_in, C_out/groups * kernel)."""
     use = consumer.use
-    value = trace.graph.value(use.weight)
-    assert value is not None, f"{use.weight} was constant when it was traced"
+    value = real_value(trace.graph, use.constant)
     if value.dtype not in (np.float32, np.float64):
         value = value.astype(np.float32)
     if use.groups > 1 and use.weight_axis == 1:

@@ -33,7 +33,8 @@ def segment_layouts(trace: Trace, segment: Segment, order: Iterable[int]) -> dic
     Args:
         trace: the analysed graph.
         segment: one of its segments.
-        order: the slots (numbered within the segment) that are emitted, in emitted order.
+        order: the slots (numbered within the segment) that are emitted, in emitted order. With all of them in their
+            own order nothing changes, nor does it if all are frozen.
 
     Returns:
         For each axis its original positions that are emitted, in emitted order.
@@ -41,20 +42,26 @@ def segment_layouts(trace: Trace, segment: Segment, order: Iterable[int]) -> dic
     Raises:
         LayoutConflict: an axis follows two others that disagree.
     """
-    if segment.frozen.all():
-        return {axis: np.arange(trace.slots.axes[axis].size) for axis in segment.axes}
-    rank = np.full(len(segment.classes), -1, dtype=np.int64)
     emitted = np.fromiter(order, dtype=np.int64)
+    if segment.frozen.all() or np.array_equal(emitted, np.arange(len(segment.classes))):
+        return {axis: np.arange(trace.slots.axes[axis].size) for axis in segment.axes}
+    return laid_out(trace, segment, emitted)
+
+
+def laid_out(trace: Trace, segment: Segment, emitted: IntArray) -> dict[AxisKey, IntArray]:
+    """Like :func:`segment_layouts`, by the rules alone: slots of different groups may change places on an axis."""
+    rank = np.full(len(segment.classes), -1, dtype=np.int64)
     rank[emitted] = np.arange(emitted.size)
     by_target: Mapping[AxisKey, list[Link]] = segment.links
     layouts: dict[AxisKey, IntArray] = {}
     for axis in segment.axes:  # in graph order: sources come before targets
         local = segment.local(trace.slots.axes[axis])
-        free = _by_group(segment, local, rank)
-        if axis not in by_target:
+        free = _by_group(segment, axis, local, rank)
+        links = [link for link in by_target.get(axis, ()) if not link.free]
+        if not links:
             layouts[axis] = free
             continue
-        candidates = _followed(by_target[axis], layouts, local.size, free)
+        candidates = _followed(links, layouts, local.size, free)
         first = candidates[0]
         if any(not np.array_equal(first, other) for other in candidates[1:]):
             raise LayoutConflict(axis)
@@ -62,13 +69,15 @@ def segment_layouts(trace: Trace, segment: Segment, order: Iterable[int]) -> dic
     return layouts
 
 
-def _by_group(segment: Segment, local: IntArray, rank: IntArray) -> IntArray:
-    """Emitted positions sorted by their group's first place on the axis, then by rank, then by place."""
+def _by_group(segment: Segment, axis: AxisKey, local: IntArray, rank: IntArray) -> IntArray:
+    """Emitted positions sorted by the axis' parts, then by their group's first place there, by rank, and by place."""
     at = np.flatnonzero(rank[local] >= 0)
-    groups = segment.group_of[local]
-    first = np.full(len(segment.groups), local.size, dtype=np.int64)
-    np.minimum.at(first, groups, np.arange(local.size))
-    return at[np.lexsort((at, rank[local][at], first[groups][at]))]
+    parts = segment.parts.get(axis, np.zeros(local.size, dtype=np.int64))
+    _, piece = np.unique(parts * len(segment.groups) + segment.group_of[local], return_inverse=True)
+    piece = piece.reshape(-1)
+    first = np.full(local.size, local.size, dtype=np.int64)
+    np.minimum.at(first, piece, np.arange(local.size))
+    return at[np.lexsort((at, rank[local][at], first[piece][at], parts[at]))]
 
 
 def _followed(links: list[Link], layouts: Mapping[AxisKey, IntArray], size: int, free: IntArray) -> list[IntArray]:
@@ -76,7 +85,7 @@ def _followed(links: list[Link], layouts: Mapping[AxisKey, IntArray], size: int,
     whole: list[tuple[Link, IntArray]] = []
     parts: list[tuple[Link, IntArray]] = []
     for link in links:
-        layout = _through(link, layouts[link.source], size)
+        layout = _through(link, layouts[link.source])
         (whole if covers_target(link, size) else parts).append((link, layout))
     result = [layout for _, layout in whole]
     if parts:
@@ -84,7 +93,7 @@ def _followed(links: list[Link], layouts: Mapping[AxisKey, IntArray], size: int,
     return result
 
 
-def _through(link: Link, source: IntArray, size: int) -> IntArray:
+def _through(link: Link, source: IntArray) -> IntArray:
     if link.source_positions is None or link.target_positions is None:
         return source
     place = np.full(
@@ -97,7 +106,9 @@ def _through(link: Link, source: IntArray, size: int) -> IntArray:
     keys = [target, places[kept]]
     if link.outer is not None:
         keys.append(link.outer[kept])
-    return target[np.lexsort(keys)]
+    layout = target[np.lexsort(keys)]
+    _, first = np.unique(layout, return_index=True)
+    return layout[np.sort(first)]  # several source positions may make one of the target
 
 
 def _joined(parts: list[tuple[Link, IntArray]], size: int, free: IntArray) -> IntArray:
@@ -113,13 +124,12 @@ def _joined(parts: list[tuple[Link, IntArray]], size: int, free: IntArray) -> In
         ]
         return np.concatenate([layouts[i] for i in np.argsort(starts, kind="stable")])
     runs = np.split(np.arange(size), np.flatnonzero(np.diff(piece)) + 1)
-    chosen = [layouts[piece[r[0]]] if piece[r[0]] >= 0 else np.intersect1d(bare, r, assume_unique=True) for r in runs]
-    return np.concatenate(chosen)
+    return np.concatenate([layouts[piece[r[0]]] if piece[r[0]] >= 0 else bare[np.isin(bare, r)] for r in runs])
 
 
 def covers_target(link: Link, size: int) -> bool:
     """Whether a link says where every position of its target comes from."""
-    return link.target_positions is None or link.target_positions.size == size
+    return link.target_positions is None or np.unique(link.target_positions).size == size
 
 
 def links_by_target(links: Iterable[Link]) -> dict[AxisKey, list[Link]]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
-from ucpe_onnx.analysis.layout import LayoutConflict, links_by_target, segment_layouts
+from ucpe_onnx.analysis.layout import LayoutConflict, laid_out, links_by_target
 from ucpe_onnx.analysis.slots import AxisKey, IntArray, Slots, components
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
-from ucpe_onnx.analysis.tracer import Link, Tracer, WeightUse
+from ucpe_onnx.analysis.tracer import Link, Partition, Tracer, WeightUse
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What a segment is made of, in graph order."""
+
+    axes: list[AxisKey]
+    links: list[Link] = field(default_factory=list)
+    consumers: dict[str, None] = field(default_factory=dict)
+    producers: dict[str, None] = field(default_factory=dict)
+    partitions: list[Partition] = field(default_factory=list)
+    reasons: dict[str, None] = field(default_factory=dict)
 
 
 def find_segments(tracer: Tracer) -> Trace:
@@ -18,21 +31,44 @@ def find_segments(tracer: Tracer) -> Trace:
     _number_dynamic_consumers(tracer)
     slots = tracer.table.resolve()
     members = _axes_by_segment(tracer, slots)
-    links: dict[int, list[Link]] = defaultdict(list)
     segment_of = {axis: number for number, axes in enumerate(members) for axis in axes}
-    for link in tracer.links:
-        if link.target in segment_of:
-            links[segment_of[link.target]].append(link)
     _freeze_unread(tracer, slots, members)
+    parts = _cut_parts(tracer, slots)
     signature = _piece_signatures(tracer, slots)
     segments = tuple(
-        _segment(number, axes, links[number], tracer, slots=slots, signature=signature)
-        for number, axes in enumerate(members)
+        _segment(number, material, slots, parts, signature)
+        for number, material in enumerate(_collected(tracer, slots, members, segment_of))
     )
     trace = Trace(tracer.graph, slots, {}, segments, tuple(tracer.producers), tracer.rewrites)
     segments = tuple(_checked(trace, segment) for segment in segments)
     consumers = {use.node.name: _consumer(use, slots, segments, segment_of) for use in tracer.consumers}
     return replace(trace, segments=segments, consumers=consumers)
+
+
+def _collected(
+    tracer: Tracer, slots: Slots, members: list[list[AxisKey]], segment_of: Mapping[AxisKey, int]
+) -> list[_Material]:
+    """Hand everything that the tracer holds to the segment that it belongs to."""
+    materials = [_Material(axes) for axes in members]
+    for link in tracer.links:
+        if link.target in segment_of:
+            materials[segment_of[link.target]].links.append(link)
+    for consumer in tracer.consumers:
+        materials[segment_of[consumer.tensor_axis]].consumers[consumer.node.name] = None
+    for producer in tracer.producers:
+        if producer.tensor_axis in segment_of:
+            materials[segment_of[producer.tensor_axis]].producers[producer.node.name] = None
+    for partition in tracer.partitions:
+        if partition.axis in segment_of:
+            materials[segment_of[partition.axis]].partitions.append(partition)
+    owner = np.full(slots.count, -1, dtype=np.int64)
+    for axis, number in segment_of.items():
+        owner[slots.axes[axis]] = number
+    for classes, reason in slots.reasons:
+        for number in np.unique(owner[classes]):
+            if number >= 0:
+                materials[number].reasons[reason] = None
+    return materials
 
 
 def _number_dynamic_consumers(tracer: Tracer) -> None:
@@ -68,8 +104,42 @@ def _freeze_unread(tracer: Tracer, slots: Slots, members: list[list[AxisKey]]) -
         read[slots.axes[use.tensor_axis]] = True
     for axes in members:
         classes = np.unique(np.concatenate([slots.axes[axis] for axis in axes]))
-        unread = classes[~read[classes] & ~slots.frozen[classes]]
-        slots.freeze(unread, "no consumer with a constant weight reads it")
+        if not read[classes].any():
+            slots.freeze(classes[~slots.frozen[classes]], "no consumer with a constant weight reads it")
+
+
+def _cuts(tracer: Tracer, slots: Slots) -> Iterator[tuple[AxisKey, IntArray]]:
+    """For every operator that cuts an axis, the axis and the first positions of all parts but the first."""
+    for link in tracer.links:
+        if link.free:
+            continue
+        for axis, positions in ((link.source, link.source_positions), (link.target, link.target_positions)):
+            if positions is not None:
+                linked = np.zeros(slots.axes[axis].size, dtype=bool)
+                linked[positions] = True
+                yield axis, np.flatnonzero(np.diff(linked)) + 1
+    for partition in tracer.partitions:
+        size = slots.axes[partition.axis].size
+        yield partition.axis, np.arange(1, partition.parts) * (size // partition.parts)
+
+
+def _cut_parts(tracer: Tracer, slots: Slots) -> dict[AxisKey, IntArray]:
+    """The part that each position of an axis lies in, for axes that are cut or linked as a whole to one that is."""
+    index = {axis: number for number, axis in enumerate(slots.axes)}
+    whole = [link for link in tracer.links if link.source_positions is None]
+    left = np.array([index[link.source] for link in whole], dtype=np.int64)
+    right = np.array([index[link.target] for link in whole], dtype=np.int64)
+    root = components(len(index), left, right)
+    starts: dict[int, npt.NDArray[np.bool_]] = {}
+    repeats = [
+        (link.target, np.flatnonzero(np.diff(link.outer)) + 1) for link in tracer.links if link.outer is not None
+    ]
+    for axis, cuts in (*_cuts(tracer, slots), *repeats):
+        if cuts.size:
+            begins = starts.setdefault(int(root[index[axis]]), np.zeros(slots.axes[axis].size, dtype=bool))
+            begins[cuts] = True
+    labels = {number: np.cumsum(begins, dtype=np.int64) for number, begins in starts.items()}
+    return {axis: labels[int(root[number])] for axis, number in index.items() if int(root[number]) in labels}
 
 
 def _piece_signatures(tracer: Tracer, slots: Slots) -> IntArray:
@@ -80,60 +150,39 @@ def _piece_signatures(tracer: Tracer, slots: Slots) -> IntArray:
     """
     random = np.random.default_rng(0)
     signature = np.zeros(slots.count, dtype=np.int64)
-    for link in tracer.links:
-        for axis, positions in ((link.source, link.source_positions), (link.target, link.target_positions)):
-            if positions is None:
-                continue
-            linked = np.zeros(slots.axes[axis].size, dtype=bool)
-            linked[positions] = True
-            cuts = np.flatnonzero(np.diff(linked)) + 1
-            for part in np.split(slots.axes[axis], cuts) if cuts.size else ():
-                signature[np.unique(part)] += random.integers(1, 2**62)
+    for axis, cuts in _cuts(tracer, slots):
+        for part in np.split(slots.axes[axis], cuts) if cuts.size else ():
+            signature[np.unique(part)] += random.integers(1, 2**62)
     return signature
 
 
 def _segment(
-    number: int, axes: list[AxisKey], links: list[Link], tracer: Tracer, *, slots: Slots, signature: IntArray
+    number: int, material: _Material, slots: Slots, parts: Mapping[AxisKey, IntArray], signature: IntArray
 ) -> Segment:
+    axes, links = material.axes, material.links
     classes, first = np.unique(np.concatenate([slots.axes[axis] for axis in axes]), return_index=True)
     classes = classes[np.argsort(first)]
     frozen = slots.frozen[classes]
-    _freeze_repeats(axes, links, slots, frozen, classes)
     keys = np.stack([signature[classes], frozen.astype(np.int64)])
     _, label = np.unique(keys, axis=1, return_inverse=True)
     label = label.reshape(-1)
     order = {int(k): i for i, k in enumerate(dict.fromkeys(label.tolist()))}
     group_of = np.array([order[int(k)] for k in label], dtype=np.int64)
     groups = tuple(tuple(np.flatnonzero(group_of == g).tolist()) for g in range(len(order)))
-    inside = set(axes)
     return Segment(
         id=number,
         axes=tuple(_in_link_order(axes, links)),
         classes=classes,
         frozen=frozen,
-        reasons=_reasons(slots, classes),
+        reasons=tuple(material.reasons),
         groups=groups,
         group_of=group_of,
+        parts={axis: parts[axis] for axis in axes if axis in parts},
+        partitions=tuple(material.partitions),
         links=links_by_target(links),
-        consumers=tuple(dict.fromkeys(u.node.name for u in tracer.consumers if u.tensor_axis in inside)),
-        producers=tuple(dict.fromkeys(u.node.name for u in tracer.producers if u.tensor_axis in inside)),
+        consumers=tuple(material.consumers),
+        producers=tuple(material.producers),
     )
-
-
-def _freeze_repeats(
-    axes: list[AxisKey], links: list[Link], slots: Slots, frozen: np.ndarray, classes: IntArray
-) -> None:
-    """A producer whose channels are tied to each other (through concat([x, x]) and an Add) can't be reordered."""
-    followers = {link.target for link in links}
-    for axis in axes:
-        ids = slots.axes[axis]
-        if axis in followers:
-            continue
-        unique, count = np.unique(ids, return_counts=True)
-        tied = unique[count > 1]
-        if tied.size:
-            slots.freeze(tied, f"channels of {axis[0]!r} tied to each other")
-            frozen |= np.isin(classes, tied)
 
 
 def _in_link_order(axes: list[AxisKey], links: list[Link]) -> list[AxisKey]:
@@ -142,12 +191,6 @@ def _in_link_order(axes: list[AxisKey], links: list[Link]) -> list[AxisKey]:
     ordered = dict.fromkeys(axis for axis in axes if axis not in followers)
     ordered.update(dict.fromkeys(link.target for link in links))
     return list(ordered)
-
-
-def _reasons(slots: Slots, classes: IntArray) -> tuple[str, ...]:
-    inside = np.zeros(slots.count, dtype=bool)
-    inside[classes] = True
-    return tuple(dict.fromkeys(reason for frozen, reason in slots.reasons if inside[frozen].any()))
 
 
 def _checked(trace: Trace, segment: Segment) -> Segment:
@@ -177,18 +220,13 @@ def _checked(trace: Trace, segment: Segment) -> Segment:
 def _check_layouts(trace: Trace, segment: Segment, *, reverse: bool) -> None:
     """Lay the whole segment out; what must stay has to stay, and the parts that an operator cuts have to stay parts."""
     groups = [g[::-1] if reverse and not segment.frozen[g[0]] else g for g in segment.groups]
-    layouts = segment_layouts(trace, segment, [slot for group in groups for slot in group])
+    layouts = laid_out(trace, segment, np.array([slot for group in groups for slot in group], dtype=np.int64))
     for axis, layout in layouts.items():
-        stays = not reverse or segment.frozen[segment.local(trace.slots.axes[axis])].all()
+        stays = segment.frozen[segment.local(trace.slots.axes[axis])].all()
         if stays and not np.array_equal(layout, np.arange(layout.size)):
             raise LayoutConflict(axis)
-    for link in (link for links in segment.links.values() for link in links):
-        if link.source_positions is not None:
-            inside = np.zeros(layouts[link.source].size, dtype=bool)
-            inside[link.source_positions] = True
-            part = np.cumsum(np.diff(inside, prepend=inside[:1]))
-            if (np.diff(part[layouts[link.source]]) < 0).any():
-                raise LayoutConflict(link.source)
+        if axis in segment.parts and (np.diff(segment.parts[axis][layout]) < 0).any():
+            raise LayoutConflict(axis)
 
 
 def _consumer(use: WeightUse, slots: Slots, segments: tuple[Segment, ...], segment_of: dict[AxisKey, int]) -> Consumer:

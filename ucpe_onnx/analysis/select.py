@@ -65,18 +65,35 @@ def select_masks(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
 
 def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
     """Every consumer by itself; its units are slots, so that a flattened channel stays or goes as a whole."""
-    units: dict[str, tuple[IntArray, FloatArray]] = {}
+    units: list[tuple[IntArray, float, FloatArray]] = []
+    names: list[str] = []
     for name, score in scores.items():
         if selection.ratio_of(name) > 0:
             consumer = trace.consumers[name]
             slots, first = np.unique(consumer.slots[consumer.prunable], return_index=True)
-            units[name] = (slots, score[consumer.prunable][first])
-    dropped = _drop([(u, selection.ratio_of(name), s) for name, (u, s) in units.items()], selection.scope)
+            for stratum in _strata(trace.segments[consumer.segment], slots, selection.scope):
+                units.append((slots[stratum], selection.ratio_of(name), score[consumer.prunable][first][stratum]))
+                names.append(name)
+    gone: dict[str, list[IntArray]] = {}
+    for name, dropped in zip(names, _drop(units, selection.scope), strict=True):
+        gone.setdefault(name, []).append(dropped)
     masks = {}
-    for name, gone in zip(units, dropped, strict=True):
+    for name, parts in gone.items():
         consumer = trace.consumers[name]
-        masks[name] = _never_empty(consumer, ~np.isin(consumer.slots, gone) | ~consumer.prunable, scores[name])
+        keep = ~np.isin(consumer.slots, np.concatenate(parts)) | ~consumer.prunable
+        masks[name] = _never_empty(consumer, keep, scores[name])
     return masks
+
+
+def _strata(segment: Segment, slots: IntArray, scope: str) -> list[IntArray]:
+    """Places among the slots that are ranked together.
+
+    The groups of a convolution must keep equally many channels: with each ranked by itself, none has to be filled up.
+    """
+    if not segment.partitions or scope != "local":
+        return [np.arange(slots.size)]
+    group = segment.group_of[slots]
+    return [np.flatnonzero(group == g) for g in np.unique(group)]
 
 
 def _never_empty(consumer: Consumer, mask: Mask, score: FloatArray) -> Mask:
@@ -102,7 +119,7 @@ def _drop(units: list[tuple[IntArray, float, FloatArray]], scope: str) -> list[I
 def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
     """One mask per segment, by the consumers' mean score of each slot."""
     units = []
-    chosen = []
+    owners: list[tuple[Segment, list[Consumer]]] = []
     for segment in trace.segments:
         readers = [trace.consumers[name] for name in segment.consumers if name in scores]
         free = np.flatnonzero(~segment.frozen)
@@ -110,12 +127,15 @@ def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
         free = free[~np.isin(free, np.concatenate(held))] if held else free
         if readers and free.size:
             ratio = min((r for c in readers if (r := selection.ratio_of(c.name)) > 0), default=0.0)
-            units.append((free, ratio, slot_scores(segment, readers, scores)[free]))
-            chosen.append((segment, readers))
+            score = slot_scores(segment, readers, scores)
+            for stratum in _strata(segment, free, selection.scope):
+                units.append((free[stratum], ratio, score[free[stratum]]))
+                owners.append((segment, readers))
+    chosen = {segment.id: (segment, readers, np.zeros(len(segment.classes), dtype=bool)) for segment, readers in owners}
+    for (segment, _), gone in zip(owners, _drop(units, selection.scope), strict=True):
+        chosen[segment.id][2][gone] = True
     masks: dict[str, Mask] = {}
-    for (segment, readers), gone in zip(chosen, _drop(units, selection.scope), strict=True):
-        dropped = np.zeros(len(segment.classes), dtype=bool)
-        dropped[gone] = True
+    for segment, readers, dropped in chosen.values():
         _keep_one_per_group(segment, dropped, slot_scores(segment, readers, scores))
         for consumer in readers:
             masks[consumer.name] = _never_empty(consumer, ~dropped[consumer.slots], scores[consumer.name])

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import GraphView
 from ucpe_onnx.analysis.slots import AxisKey, IntArray, Slots
-from ucpe_onnx.analysis.tracer import Link, Rewrite, WeightUse
+from ucpe_onnx.analysis.tracer import Link, Partition, Rewrite, WeightUse
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Segment:
         groups: the slots of each group. Order is free within a group and fixed between groups (operands of a Concat);
             a group is frozen as a whole or not at all.
         group_of: the group of each slot, shape (slots,).
+        parts: for axes that some operator cuts, the number of the part that each position lies in. Parts stay one
+            after the other.
+        partitions: axes whose parts must keep equal numbers of positions.
         links: the links between its axes, by target.
         consumers: names of the consumers that read it.
         producers: names of the nodes that make its channels.
@@ -63,6 +66,8 @@ class Segment:
     reasons: tuple[str, ...]
     groups: tuple[tuple[int, ...], ...]
     group_of: IntArray
+    parts: Mapping[AxisKey, IntArray]
+    partitions: tuple[Partition, ...]
     links: Mapping[AxisKey, list[Link]]
     consumers: tuple[str, ...]
     producers: tuple[str, ...]

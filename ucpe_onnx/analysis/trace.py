@@ -5,7 +5,9 @@ from __future__ import annotations
 import onnx
 
 from ucpe_onnx.analysis.graph import GraphView, Node
-from ucpe_onnx.analysis.rules import RULES
+from ucpe_onnx.analysis.rules import RULES, TAKES_CONSTANT_DATA
+from ucpe_onnx.analysis.rules.quantization import link_codecs
+from ucpe_onnx.analysis.rules.rearrange import Rearrangements, find_rearrangements, rearranged
 from ucpe_onnx.analysis.segments import find_segments
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
 from ucpe_onnx.analysis.tracer import Tracer
@@ -23,32 +25,50 @@ def trace(model: onnx.ModelProto) -> Trace:
         Slots, segments, consumers and producers. Whatever an operator without a rule touches is frozen.
     """
     graph = GraphView(model)
-    tracer = Tracer(graph)
-    for name in (*graph.inputs, *sorted(graph.constants.overridable)):
+    chains = find_rearrangements(graph)
+    tracer = _applied(Tracer(graph), chains)
+    if tracer.open_splits:
+        tracer = _applied(Tracer(graph, _choices(tracer)), chains)
+    return find_segments(tracer)
+
+
+def _applied(tracer: Tracer, chains: Rearrangements) -> Tracer:
+    """Let every rule speak."""
+    graph = tracer.graph
+    for name in graph.inputs:
         tracer.freeze(name, f"graph input {name}")
-    for sparse in model.graph.sparse_initializer:
+    for sparse in graph.model.graph.sparse_initializer:
         tracer.freeze(sparse.values.name, f"sparse initializer {sparse.values.name}")
     for node in graph.nodes:
         if not all(name in graph.constants for name in node.outputs if name):
-            _apply_rule(tracer, node)
+            _apply_rule(tracer, node, chains)
     for name in sorted(graph.captured):
         tracer.freeze(name, f"tensor {name} is read inside of a subgraph")
     for name in graph.outputs:
         tracer.freeze(name, f"graph output {name}")
-    return find_segments(tracer)
+    link_codecs(tracer)
+    return tracer
 
 
-_TAKES_CONSTANT_DATA = frozenset({"Concat", "MatMul", "Gemm", "Where", "PRelu"}) | {
-    op for op, rule in RULES.items() if rule is RULES["Add"]
-}
+def _choices(tracer: Tracer) -> dict[int, int]:
+    """For every split axis the first of the new axes that nothing behind it freezes; -1 if all are frozen."""
+    slots = tracer.table.resolve()
+    choices = {}
+    for index, axes in tracer.open_splits.items():
+        out = tracer.graph.nodes[index].outputs[0]
+        free = [axis for axis in axes if not slots.frozen[slots.axes[(out, axis)]].all()]
+        choices[index] = free[0] if free else -1
+    return choices
 
 
-def _apply_rule(tracer: Tracer, node: Node) -> None:
+def _apply_rule(tracer: Tracer, node: Node, chains: Rearrangements) -> None:
+    if rearranged(tracer, node, chains):
+        return
     rule = RULES.get(node.op_type)
     if rule is None:
         tracer.freeze_node(node, f"operator without a rule: {node.op_type} at {node.name}")
         return
-    if node.op_type not in _TAKES_CONSTANT_DATA and isinstance(tracer.operand(node, 0), tuple):
+    if node.op_type not in TAKES_CONSTANT_DATA and isinstance(tracer.operand(node, 0), tuple):
         tracer.freeze_node(node, f"constant data: {node.op_type} at {node.name}")
         return
     try:

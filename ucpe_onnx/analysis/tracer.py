@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import GraphView, Node
+from ucpe_onnx.analysis.quantized import constant_use
 from ucpe_onnx.analysis.slots import AxisKey, IntArray, SlotTable, TensorKey
+
+_LONGEST_AXIS = 1 << 22
+"""No axis of more positions holds channels; following each of them would take memory without end."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Link:
         source_positions: linked source positions, None for all of an equally long axis in order.
         target_positions: the target position of each, None likewise.
         outer: slower-running index of each target position (merging axes ``(outer, channels)``), None for none.
+        free: the target's layout does not follow: the node that stands between gathers whatever order is wanted.
     """
 
     source: AxisKey
@@ -33,6 +38,20 @@ class Link:
     source_positions: IntArray | None = None
     target_positions: IntArray | None = None
     outer: IntArray | None = None
+    free: bool = False
+
+
+@dataclass(frozen=True)
+class Partition:
+    """An axis whose parts of equal length must keep equal numbers of positions, one part after the other.
+
+    Attributes:
+        axis: the axis.
+        parts: how many parts (the groups of a convolution).
+    """
+
+    axis: AxisKey
+    parts: int
 
 
 @dataclass(frozen=True)
@@ -42,16 +61,18 @@ class WeightUse:
     Attributes:
         node: the node.
         tensor_axis: the data axis that is read (consumer) or made (producer).
-        weight: name of the weight tensor.
-        weight_input: its input index.
+        weight_input: the input of the node that the weight comes in by.
+        weight: name of the constant; it may lie behind a DequantizeLinear.
+        constant: the use of that constant: (node index, input index).
         weight_axis: the weight's axis that runs over those channels.
         groups: number of convolution groups; a consumer with groups > 1 has C_in/groups positions on that axis.
     """
 
     node: Node
     tensor_axis: AxisKey
-    weight: str
     weight_input: int
+    weight: str
+    constant: tuple[int, int]
     weight_axis: int
     groups: int = 1
 
@@ -68,8 +89,14 @@ class NodeEdit(Protocol):
     def set_input(self, index: int, value: npt.NDArray[np.generic]) -> None:
         """Replace an input of the node by a constant."""
 
+    def patch_input(self, index: int, values: Sequence[int | None]) -> None:
+        """Replace the elements of an input, a list of integers, where a value is given; the others stay."""
+
     def set_attribute(self, name: str, value: int | Sequence[int] | None) -> None:
         """Replace an attribute of the node; None removes it."""
+
+    def become(self, op_type: str, inputs: Sequence[str | IntArray], attributes: Mapping[str, Any]) -> None:
+        """Turn the node into another that makes its first output from tensors and constants."""
 
 
 @dataclass(frozen=True)
@@ -90,29 +117,39 @@ class Tracer:
 
     Args:
         graph: the graph under analysis.
+        choices: for a node that splits an axis, which axis of its output carries the channels.
 
     Attributes:
         links: in graph order, so that a source's layout is known before its target's.
         consumers: weight uses that read channels, in graph order.
         producers: weight uses that make channels, in graph order.
+        choices: None while it is still open which axes carry the channels behind splits.
+        open_splits: for a node that splits an axis, the output's axes that may carry the channels.
+        partitions: axes whose parts must stay equally long.
         rewrites: by node index, how attributes or shape inputs are adapted to the emitted sizes.
     """
 
-    def __init__(self, graph: GraphView) -> None:
+    def __init__(self, graph: GraphView, choices: Mapping[int, int] | None = None) -> None:
         self.graph = graph
+        self.choices = choices
+        self.open_splits: dict[int, list[int]] = {}
         self.table = SlotTable()
         self.links: list[Link] = []
         self.consumers: list[WeightUse] = []
         self.producers: list[WeightUse] = []
         self.rewrites: dict[int, Rewrite] = {}
+        self.partitions: list[Partition] = []
         self._live: set[AxisKey] = set()
 
     def operand(self, node: Node, index: int) -> TensorKey | None:
-        """The key of an input: the tensor's name, (node, index) for a constant, None if it is left out."""
+        """The key of an input: the tensor's name, None if it is left out.
+
+        For a constant it is the place where it is used, (node index, input index): here, or at the QuantizeLinear or
+        DequantizeLinear that it has to pass first.
+        """
         if index >= len(node.inputs) or not node.inputs[index]:
             return None
-        name = node.inputs[index]
-        return (node.index, index) if name in self.graph.constants else name
+        return constant_use(self.graph, node, index) or node.inputs[index]
 
     def dims(self, tensor: TensorKey) -> tuple[int | str | None, ...] | None:
         """Shape of a tensor or constant, None if the rank is unknown."""
@@ -126,15 +163,20 @@ class Tracer:
         return None if dims is None else len(dims)
 
     def size(self, axis: AxisKey) -> int | None:
-        """Length of an axis, None if it is dynamic."""
+        """Length of an axis, None if it is dynamic or too long to hold channels."""
         dims = self.dims(axis[0])
         size = dims[axis[1]] if dims is not None and axis[1] < len(dims) else None
-        return size if isinstance(size, int) else None
+        return size if isinstance(size, int) and size <= _LONGEST_AXIS else None
 
     def ids(self, axis: AxisKey) -> IntArray | None:
         """Slot ids of an axis, None if it is dynamic."""
         size = self.size(axis)
         return None if size is None else self.table.add(axis, size)
+
+    def revive(self, axis: AxisKey) -> None:
+        """Follow an axis as if a producer made it."""
+        if self.ids(axis) is not None:
+            self._live.add(axis)
 
     def is_live(self, axis: AxisKey) -> bool:
         """Whether an axis comes from a producer and nothing has frozen it on the way: it is worth following."""
@@ -169,13 +211,34 @@ class Tracer:
         self._add(Link(source, target), a, b)
 
     def link_positions(
-        self, source: AxisKey, source_at: IntArray, target: AxisKey, target_at: IntArray, outer: IntArray | None = None
+        self,
+        source: AxisKey,
+        source_at: IntArray,
+        target: AxisKey,
+        target_at: IntArray,
+        *,
+        outer: IntArray | None = None,
+        free: bool = False,
     ) -> None:
-        """Position ``source_at[i]`` of the source and ``target_at[i]`` of the target carry the same slot."""
+        """Position ``source_at[i]`` of the source and ``target_at[i]`` of the target carry the same slot.
+
+        Several source positions may share a target position: they then stay or go together.
+        """
         a, b = self.ids(source), self.ids(target)
         if a is None or b is None:
             raise ValueError(f"link_positions needs axes of known length: {source}, {target}")
-        self._add(Link(source, target, source_at, target_at, outer), a[source_at], b[target_at])
+        self._add(Link(source, target, source_at, target_at, outer, free), a[source_at], b[target_at])
+
+    def tie(self, axis: AxisKey, labels: IntArray) -> None:
+        """Positions with the same label stay or go together; labels run from 0 in order of first appearance."""
+        ids = self.ids(axis)
+        if ids is not None:
+            _, first = np.unique(labels, return_index=True)
+            self.table.join(ids[first[labels]], ids)
+
+    def partition(self, axis: AxisKey, parts: int) -> None:
+        """The parts of an axis must keep equal numbers of positions."""
+        self.partitions.append(Partition(axis, parts))
 
     def _add(self, link: Link, left: IntArray, right: IntArray) -> None:
         self.links.append(link)
@@ -193,17 +256,31 @@ class Tracer:
         for axis in range(rank) if axes is None else axes:
             self.link((source, axis), (target, axis), node)
 
+    def weight_use(
+        self, node: Node, tensor_axis: AxisKey, weight_input: int, weight_axis: int, groups: int = 1
+    ) -> WeightUse:
+        """Describe how a node uses a constant weight.
+
+        Raises:
+            ValueError: the input is not constant.
+        """
+        key = self.operand(node, weight_input)
+        if not isinstance(key, tuple):
+            raise ValueError(f"{node.name}: input {weight_input} is not constant")
+        weight = self.graph.nodes[key[0]].inputs[key[1]]
+        return WeightUse(node, tensor_axis, weight_input, weight, key, weight_axis, groups)
+
     def consume(self, use: WeightUse) -> None:
         """A node reads the channels of an axis through a constant weight."""
         self.consumers.append(use)
         self.ids(use.tensor_axis)
 
     def produce(self, use: WeightUse, *followers: AxisKey) -> None:
-        """A node makes the channels of an axis; the weight's axis and the followers (bias) keep step with it."""
+        """A node makes the channels of an axis; the followers (axes of its weight and bias) keep step with it."""
         self.producers.append(use)
+        self.ids(use.tensor_axis)
         self._live.add(use.tensor_axis)
-        weight_axis: AxisKey = ((use.node.index, use.weight_input), use.weight_axis)
-        for follower in (weight_axis, *followers):
+        for follower in followers:
             self.link(use.tensor_axis, follower, use.node)
 
     def rewrite(self, node: Node, adapt: Callable[[NodeEdit], None], sources: Iterable[str] = ()) -> None:

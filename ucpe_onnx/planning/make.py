@@ -87,11 +87,14 @@ class _Planner:
     def plan(self, segment: Segment) -> tuple[SegmentPlan, dict[str, Lowered]]:
         """Slots, order and lowerings of a segment. One that no mask touches stays as it is."""
         readers = [self.trace.consumers[name] for name in segment.consumers]
+        if not any(name in self.masks for name in segment.consumers):
+            order = tuple(range(len(segment.classes)))
+            whole = {c.name: Lowered("direct", np.arange(c.channels, dtype=np.int64)) for c in readers}
+            return SegmentPlan(segment.id, order, (order,), dict.fromkeys(whole, "direct")), whole
         emitted = self._emitted(segment, readers)
         ordering = self._order(segment, emitted)
         order = tuple(slot for group in ordering.groups for slot in group)
-        touched = any(name in self.masks for name in segment.consumers)
-        layouts = segment_layouts(self.trace, segment, order) if touched else {}
+        layouts = segment_layouts(self.trace, segment, order)
         lowered = {consumer.name: self._lower(consumer, layouts) for consumer in readers}
         if self.settings.fill:  # what is read is kept: no zero weights are left
             lowered = {n: replace(c, kind="direct") if c.kind == "union" else c for n, c in lowered.items()}
@@ -130,8 +133,7 @@ class _Planner:
         return solve_ordering(problem, seconds=seconds, seed=self.settings.seed)
 
     def _lower(self, consumer: Consumer, layouts: Mapping[AxisKey, IntArray]) -> Lowered:
-        everything = np.arange(consumer.channels, dtype=np.int64)
-        layout = layouts.get(consumer.use.tensor_axis, everything)
+        layout = layouts[consumer.use.tensor_axis]
         mask = self.masks.get(consumer.name)
         if mask is None:
             return Lowered("direct", layout)

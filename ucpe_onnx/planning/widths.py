@@ -54,18 +54,49 @@ def emitted_slots(
     if emitted.all():
         return emitted
     multiple = _multiple(trace, segment, target)
+    grouped = _partitioned(trace, segment)
     for group in segment.groups:
         members = np.asarray(group)
         if segment.frozen[members[0]]:
             continue
         count = int(emitted[members].sum())
         rounding = target.block if fill and target.blocked and len(group) >= 2 * target.block else multiple
+        if grouped[members[0]] and len(group) < target.block:
+            rounding = 1  # a convolution whose groups are narrower than a block is in no blocked layout anyway
         width = max(1, target.width(count, len(group), rounding))
         spare = members[~emitted[members]]
         if score is not None:
             spare = spare[np.argsort(-score[spare], kind="stable")]
         emitted[spare[: width - count]] = True
+    _balance(trace, segment, emitted, score)
     return emitted
+
+
+def _partitioned(trace: Trace, segment: Segment) -> npt.NDArray[np.bool_]:
+    """The slots that lie on a partitioned axis, shape (slots,)."""
+    inside = np.zeros(len(segment.classes), dtype=bool)
+    for partition in segment.partitions:
+        inside[segment.local(trace.slots.axes[partition.axis])] = True
+    return inside
+
+
+def _balance(trace: Trace, segment: Segment, emitted: npt.NDArray[np.bool_], score: FloatArray | None) -> None:
+    """Fill up the parts of partitioned axes until all parts of an axis are equally long, in place.
+
+    This ends: every round adds slots, and with all of them the parts are as long as they were.
+    """
+    ranking = np.argsort(np.argsort(-score, kind="stable")) if score is not None else np.arange(emitted.size)
+    unequal = True
+    while unequal:
+        unequal = False
+        for partition in segment.partitions:
+            parts = segment.local(trace.slots.axes[partition.axis]).reshape(partition.parts, -1)
+            widths = emitted[parts].sum(axis=1)
+            for part, missing in zip(parts, widths.max() - widths, strict=True):
+                if missing:
+                    unequal = True
+                    spare = np.unique(part[~emitted[part]])
+                    emitted[spare[np.argsort(ranking[spare])][:missing]] = True
 
 
 def _multiple(trace: Trace, segment: Segment, target: Target) -> int:

@@ -10,7 +10,22 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.rules import convolution, elementwise, linear, normalization, pooling, reduction, shape
+from ucpe_onnx.analysis.rules import (
+    attention,
+    convolution,
+    einsum,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    padding,
+    pooling,
+    quantization,
+    recurrent,
+    reduction,
+    repeat,
+    shape,
+)
 from ucpe_onnx.analysis.tracer import Tracer
 
 RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
@@ -19,9 +34,23 @@ RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
     | normalization.RULES
     | elementwise.RULES
     | pooling.RULES
+    | quantization.RULES
     | reduction.RULES
     | shape.RULES
+    | indexing.RULES
+    | padding.RULES
+    | repeat.RULES
+    | einsum.RULES
+    | recurrent.RULES
+    | attention.RULES
 )
-"""Operator type -> rule, for the standard domain."""
+"""Operator type -> rule; operators outside of the standard domain as ``domain::type``."""
 
-__all__ = ["RULES"]
+_ANY_OPERAND = (elementwise.broadcasting, quantization.quantised_pair, quantization.quantised_concat)
+
+TAKES_CONSTANT_DATA = frozenset(
+    {"Concat", "DequantizeLinear", "Gather", "Gemm", "MatMul", "PRelu", "QuantizeLinear", "Where"}
+) | {op for op, rule in RULES.items() if rule in _ANY_OPERAND}
+"""Operators whose rules take a constant first input; for all others it freezes the node."""
+
+__all__ = ["RULES", "TAKES_CONSTANT_DATA"]

@@ -7,15 +7,8 @@ from typing import Any
 import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.slots import TensorKey
+from ucpe_onnx.analysis.slots import AxisKey, TensorKey
 from ucpe_onnx.analysis.tracer import Tracer
-
-
-def constant_operand(tracer: Tracer, node: Node, index: int) -> tuple[int, ...] | None:
-    """Shape of a constant input, None if the input is missing or not constant."""
-    if not isinstance(tracer.operand(node, index), tuple):
-        return None
-    return tracer.graph.constants.shape(node.inputs[index])
 
 
 def constant_ints(tracer: Tracer, node: Node, attribute: str, index: int) -> list[int] | None:
@@ -52,10 +45,14 @@ def elementwise(tracer: Tracer, node: Node, operands: list[TensorKey], out: str)
 
 
 def _elementwise_axis(tracer: Tracer, node: Node, operands: list[TensorKey], out: str, axis: int) -> None:
-    target, size = (out, axis), tracer.size((out, axis))
     rank = tracer.rank(out) or 0
     present = [(o, axis - rank + (tracer.rank(o) or 0)) for o in operands]
-    present = [key for key in present if key[1] >= 0]
+    broadcast_axis(tracer, node, [key for key in present if key[1] >= 0], (out, axis))
+
+
+def broadcast_axis(tracer: Tracer, node: Node, present: list[AxisKey], target: AxisKey) -> None:
+    """Link the axes of operands that are broadcast against each other to the axis of the result."""
+    size = tracer.size(target)
     sizes = [tracer.size(key) for key in present]
     unsure = size is None or any(s is None for s in sizes)
     carriers = [key for key, s in zip(present, sizes, strict=True) if s == size]

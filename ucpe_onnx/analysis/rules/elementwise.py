@@ -30,6 +30,7 @@ def broadcasting(tracer: Tracer, node: Node) -> None:
 
 _UNARY = [
     "Abs",
+    "Affine",
     "Acos",
     "Acosh",
     "Asin",
@@ -74,6 +75,8 @@ _UNARY = [
     "Tan",
     "Tanh",
     "ThresholdedRelu",
+    "com.microsoft::Gelu",
+    "com.microsoft::QuickGelu",
 ]
 _BROADCASTING = [
     "Add",
@@ -99,6 +102,8 @@ _BROADCASTING = [
     "Sum",
     "Where",
     "Xor",
+    "com.microsoft::BiasGelu",
+    "com.microsoft::FastGelu",
 ]
 
 RULES = dict.fromkeys(_UNARY, unary) | dict.fromkeys(_BROADCASTING, broadcasting) | {"Dropout": dropout}

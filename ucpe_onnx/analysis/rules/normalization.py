@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.rules.common import normalized_axis
-from ucpe_onnx.analysis.tracer import Tracer
+from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
 
 
 def batch_normalization(tracer: Tracer, node: Node) -> None:
@@ -63,10 +65,57 @@ def layer_normalization(tracer: Tracer, node: Node) -> None:
         return
     tracer.pass_through(node, data, node.outputs[0])
     axis = normalized_axis(int(node.attributes.get("axis", -1)), rank)
-    tracer.freeze(node.outputs[0], f"channel-mixing op LayerNormalization at {node.name}", range(axis, rank))
+    tracer.freeze(node.outputs[0], f"channel-mixing op {node.op_type} at {node.name}", range(axis, rank))
+
+
+def group_normalization(tracer: Tracer, node: Node) -> None:
+    """Statistics are taken over the channels of a group: they stay or go together, and the result stays exact."""
+    data, out = node.inputs[0], node.outputs[0]
+    groups, channels = int(node.attributes["num_groups"]), tracer.size((data, 1))
+    parameters = [tracer.operand(node, 1), tracer.operand(node, 2)]
+    rank = tracer.rank(data)
+    if rank is None or not channels or channels % groups or not all(isinstance(key, tuple) for key in parameters):
+        tracer.freeze_node(node, f"channel-mixing op GroupNormalization at {node.name}")
+        return
+    tracer.pass_through(node, data, out, [0, 1])
+    for tensor in (data, out):
+        tracer.freeze(tensor, f"spatial axis of GroupNormalization at {node.name}", range(2, rank))
+    size = channels // groups
+    at = np.arange(channels, dtype=np.int64)
+    tracer.tie((data, 1), at // size)
+    for key in (key for key in parameters if key is not None):
+        if tracer.size((key, 0)) == channels:
+            tracer.link((out, 1), (key, 0), node)
+        else:  # before opset 21: one entry per group
+            tracer.link_positions((out, 1), at, (key, 0), at // size)
+
+    def groups_follow(edit: NodeEdit) -> None:
+        edit.set_attribute("num_groups", edit.size((data, 1)) // size)
+
+    tracer.rewrite(node, groups_follow)
+
+
+def over_axes(tracer: Tracer, node: Node) -> None:
+    """Statistics over given axes: these stay, the others pass (MeanVarianceNormalization, LpNormalization)."""
+    data = node.inputs[0]
+    rank = tracer.rank(data)
+    if rank is None:
+        tracer.freeze_node(node, f"channel-mixing op {node.op_type} at {node.name}")
+        return
+    default = [0, 2, 3] if node.op_type == "MeanVarianceNormalization" else [-1]
+    axes = node.attributes.get("axes", default)
+    axes = [int(node.attributes["axis"])] if "axis" in node.attributes else axes
+    tracer.pass_through(node, data, node.outputs[0])
+    mixed = sorted(normalized_axis(int(axis), rank) for axis in axes)
+    tracer.freeze(node.outputs[0], f"channel-mixing op {node.op_type} at {node.name}", mixed)
 
 
 RULES = {
+    "GroupNormalization": group_normalization,
+    "MeanVarianceNormalization": over_axes,
+    "LpNormalization": over_axes,
+    "Hardmax": softmax,
+    "RMSNormalization": layer_normalization,
     "BatchNormalization": batch_normalization,
     "InstanceNormalization": instance_normalization,
     "LRN": lrn,

@@ -22,6 +22,17 @@ def pool(tracer: Tracer, node: Node) -> None:
         tracer.freeze(tensor, f"spatial axis of {node.op_type} at {node.name}", range(2, rank))
 
 
+def crop(tracer: Tracer, node: Node) -> None:
+    """Crop, of ONNX's first years, cuts space and nothing else."""
+    pool(tracer, node)
+
+
+def scale_image(tracer: Tracer, node: Node) -> None:
+    """ImageScaler, of ONNX's first years, holds one bias per channel as an attribute: channels stay."""
+    pool(tracer, node)
+    tracer.freeze(node.outputs[0], f"bias for each channel of ImageScaler at {node.name}", [1])
+
+
 def resize(tracer: Tracer, node: Node) -> None:
     """Axes that keep their length and have scale 1 pass; the others stay. Sizes given as input are adapted."""
     data, out = node.inputs[0], node.outputs[0]
@@ -49,13 +60,11 @@ def _scaled_axes(tracer: Tracer, node: Node, rank: int) -> set[int]:
     else:
         index = 1 if node.op_type == "Upsample" or tracer.graph.opset < 11 else 2
         name = node.inputs[index] if index < len(node.inputs) else ""
-        if not name:
-            return set()  # sizes: equal lengths say that the scale is 1
         value = tracer.graph.value(name)
-        if value is None:
+        if name and value is None:
             return set(range(2, rank))  # exporters compute spatial scales only; lengths are compared besides
-        if value.size == 0:
-            return set()
+        if value is None or value.size == 0:  # sizes: equal lengths say that the scale is 1
+            return {int(axis) % rank for axis in node.attributes.get("axes", ())}  # chosen ones are not adapted
         scales = value.astype(np.float64)
     axes = constant_ints(tracer, node, "axes", len(node.inputs)) or list(range(rank))
     return {axis % rank for axis, scale in zip(axes, scales, strict=False) if scale != 1.0}
@@ -63,4 +72,4 @@ def _scaled_axes(tracer: Tracer, node: Node, rank: int) -> set[int]:
 
 _POOLS = ["AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"]
 
-RULES = dict.fromkeys(_POOLS, pool) | {"Resize": resize, "Upsample": resize}
+RULES = dict.fromkeys(_POOLS, pool) | {"Crop": crop, "ImageScaler": scale_image, "Resize": resize, "Upsample": resize}

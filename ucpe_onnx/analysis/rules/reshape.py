@@ -1,17 +1,18 @@
-"""Reshape and Flatten: which input axes make up which output axes, and target shapes that follow the channels."""
+"""Reshape and Flatten, and target shapes that follow the channels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from ucpe_onnx.analysis.graph import Node, Shape
+from ucpe_onnx.analysis.rules.common import constant_ints
+from ucpe_onnx.analysis.rules.regroup import regroup
+from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
-
-_PRIMES = (1000003, 1000033, 1000037, 1000039)
-"""Stand-ins for unknown lengths: too large and too prime to be confused with a product of known ones."""
 
 _CARRIES_SIZES = frozenset(
     [
@@ -35,134 +36,79 @@ _CARRIES_SIZES = frozenset(
 )
 
 
+_SHAPE_INPUT = {"Expand": 1, "Reshape": 1, "Resize": 3}
+"""The input that holds the shape of the output."""
+_LONGEST_SHAPE = 64
+
+
 def flatten(tracer: Tracer, node: Node) -> None:
     """Axes before ``axis`` become one, the rest the other."""
-    _regroup(tracer, node)
+    regroup(tracer, node)
 
 
 def reshape(tracer: Tracer, node: Node) -> None:
     """Regroup the axes; a target shape that names a channel count is adapted on emission."""
-    _regroup(tracer, node)
+    regroup(tracer, node)
     if len(node.inputs) > 1:
         shape_input_follows(tracer, node, 1)
     else:
         _shape_attribute_follows(tracer, node)
 
 
-def _regroup(tracer: Tracer, node: Node) -> None:
-    data, out = node.inputs[0], node.outputs[0]
-    before, after = tracer.dims(data), tracer.dims(out)
-    pairs = matched_axes(before, after) if before is not None and after is not None else None
-    if pairs is None or before is None or after is None:
-        tracer.freeze_node(node, f"reshape with unknown lengths: {node.op_type} at {node.name}")
-        return
-    for sources, targets in pairs:
-        _link_group(tracer, node, sources, targets)
-
-
-def matched_axes(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]] | None:
-    """Split a reshape into independent ones, from left to right.
-
-    Args:
-        before: input shape.
-        after: output shape.
-
-    Returns:
-        Pairs (input axes, output axes) with equal numbers of elements; None if unknown lengths leave it open.
-    """
-    lengths = _with_stand_ins(before, after)
-    if lengths is None:
-        return None
-    old, new = lengths
-    pairs: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        sources: list[int] = []
-        targets: list[int] = []
-        left = right = 0
-        while not (left == right and sources and targets):
-            take_source = i < len(old) and (not sources or left < right or j == len(new))
-            if take_source:
-                left = (left or 1) * old[i]
-                sources.append(i)
-                i += 1
-            elif j < len(new):
-                right = (right or 1) * new[j]
-                targets.append(j)
-                j += 1
-            else:
-                break
-        pairs.append((sources, targets))
-    return pairs
-
-
-def _with_stand_ins(before: Shape, after: Shape) -> tuple[list[int], list[int]] | None:
-    """Both shapes as integers, unknown lengths replaced by primes where they must be equal; None if unsure."""
-    unknown = [[d for d in shape if not isinstance(d, int)] for shape in (before, after)]
-    if len(unknown[0]) != len(unknown[1]) or len(unknown[0]) > len(_PRIMES):
-        return None
-    if len(unknown[0]) > 1 and (
-        unknown[0] != unknown[1] or None in unknown[0] or len(set(unknown[0])) < len(unknown[0])
-    ):
-        return None
-    primes = [iter(_PRIMES), iter(_PRIMES)]
-    old, new = (
-        [d if isinstance(d, int) else next(primes[side]) for d in shape] for side, shape in enumerate((before, after))
-    )
-    return (old, new) if math.prod(old) == math.prod(new) else None
-
-
-def _link_group(tracer: Tracer, node: Node, sources: list[int], targets: list[int]) -> None:
-    """Link the one live axis of a group if the group only merges axes; freeze what can't be followed."""
-    data, out = node.inputs[0], node.outputs[0]
-    reason = f"axes merged or split by {node.op_type} at {node.name}"
-    if len(sources) == len(targets) == 1:
-        tracer.link((data, sources[0]), (out, targets[0]), node)
-        return
-    old = [a for a in sources if tracer.size((data, a)) != 1]
-    new = [a for a in targets if tracer.size((out, a)) != 1]
-    tracer.freeze(data, f"axis of length 1: {node.op_type} at {node.name}", [a for a in sources if a not in old])
-    tracer.freeze(out, f"axis of length 1: {node.op_type} at {node.name}", [a for a in targets if a not in new])
-    if len(old) == len(new) == 1:
-        tracer.link((data, old[0]), (out, new[0]), node)
-        return
-    live = [a for a in old if tracer.is_live((data, a))]
-    sizes = [tracer.size((data, a)) for a in old]
-    if len(new) != 1 or not live or any(s is None for s in sizes) or tracer.size((out, new[0])) is None:
-        tracer.freeze(data, reason, old)
-        tracer.freeze(out, reason, new)
-        return
-    tracer.freeze(data, reason, [a for a in old if a != live[0]])
-    place = old.index(live[0])
-    known = [s or 1 for s in sizes]
-    inner, size = math.prod(known[place + 1 :]), known[place]
-    at = np.arange(math.prod(known), dtype=np.int64)
-    outer = at // (inner * size)
-    tracer.link_positions((data, live[0]), at // inner % size, (out, new[0]), at, outer if place else None)
-
-
 def shape_input_follows(tracer: Tracer, node: Node, index: int) -> None:
-    """Replace an input that holds the output's shape when channels have gone from what that shape describes.
+    """Adapt an input that holds the output's shape when channels have gone from what that shape describes.
 
-    That is the output, and any tensor whose lengths the shape is computed from at run time.
-
-    A shape computed at run time can be replaced by a constant only if at most one length is unknown (it becomes -1,
-    for Reshape) or none is (Resize): else the output's channels stay.
+    That is the output, and any tensor whose lengths the shape is computed from at run time. Where no shape can be
+    written down that is right at run time, the output's channels stay.
     """
     out = node.outputs[0]
     dims = tracer.dims(out) or ()
     value = tracer.graph.value(node.inputs[index])
-    unknown = sum(not isinstance(d, int) for d in dims)
-    if value is None and unknown > (node.op_type == "Reshape"):
+    known = None if value is None else [int(v) for v in value.reshape(-1)]
+    unknown_as = None if known is not None else _unknown_lengths(tracer, node, dims)
+    patched = known is None and unknown_as is None
+    if patched and not _unknown_lengths_stay(tracer, node.inputs[index], dims):
         tracer.freeze(out, f"shape computed at run time: {node.op_type} at {node.name}")
         return
 
     def rewrite(edit: NodeEdit) -> None:
-        new = edited_shape(tracer, edit, out, dims, None if value is None else [int(v) for v in value])
-        if new is not None:
+        sizes = [edit.size((out, axis)) if isinstance(d, int) else None for axis, d in enumerate(dims)]
+        if patched:
+            edit.patch_input(index, sizes)
+        elif known is None:
+            new = [a if size is None else size for size, a in zip(sizes, unknown_as or [], strict=True)]
             edit.set_input(index, np.asarray(new, dtype=np.int64))
+        elif (adapted := edited_shape(sizes, dims, known)) is not None:
+            edit.set_input(index, np.asarray(adapted, dtype=np.int64))
 
-    tracer.rewrite(node, rewrite, _measured(tracer, node.inputs[index]) if value is None else ())
+    tracer.rewrite(node, rewrite, _measured(tracer, node.inputs[index]) if known is None else ())
+
+
+def _unknown_lengths(tracer: Tracer, node: Node, dims: Shape) -> list[int] | None:
+    """What stands for unknown lengths in a constant target shape: 0 copies the input's, one may be -1.
+
+    Returns:
+        One entry per axis, of which those of known lengths don't count; None if there is no such shape.
+    """
+    before = tracer.dims(node.inputs[0]) or ()
+    copies = node.op_type == "Reshape" and not node.attributes.get("allowzero", 0)
+    stand_ins = [
+        0 if copies and isinstance(d, str) and axis < len(before) and before[axis] == d else -1
+        for axis, d in enumerate(dims)
+    ]
+    open_ = sum(s == -1 and not isinstance(d, int) for s, d in zip(stand_ins, dims, strict=True))
+    return stand_ins if open_ <= (node.op_type == "Reshape") else None
+
+
+def _unknown_lengths_stay(tracer: Tracer, shape: str, dims: Shape) -> bool:
+    """Whether the entries of a run-time shape for unknown lengths are copies of lengths that never change."""
+    entries = shape_entries(tracer, shape)
+    if entries is None or len(entries) != len(dims):
+        return False
+    return all(
+        isinstance(d, int) or isinstance(e, int) or (e is not None and tracer.size(e) is None)
+        for d, e in zip(dims, entries, strict=True)
+    )
 
 
 def _measured(tracer: Tracer, shape: str) -> set[str]:
@@ -186,37 +132,35 @@ def _shape_attribute_follows(tracer: Tracer, node: Node) -> None:
     dims = tracer.dims(out) or ()
 
     def rewrite(edit: NodeEdit) -> None:
-        new = edited_shape(tracer, edit, out, dims, [int(v) for v in node.attributes["shape"]])
-        if new is not None:
-            edit.set_attribute("shape", new)
+        sizes = [edit.size((out, axis)) if isinstance(d, int) else None for axis, d in enumerate(dims)]
+        adapted = edited_shape(sizes, dims, [int(v) for v in node.attributes["shape"]])
+        if adapted is not None:
+            edit.set_attribute("shape", adapted)
 
     tracer.rewrite(node, rewrite)
 
 
-def edited_shape(
-    tracer: Tracer, edit: NodeEdit, out: str, dims: Shape, target: Sequence[int] | None
-) -> list[int] | None:
-    """The target shape with emitted lengths; None if it holds as it is.
+def edited_shape(sizes: Sequence[int | None], dims: Shape, target: Sequence[int]) -> list[int] | None:
+    """A constant target shape with emitted lengths; None if it holds as it is.
 
     Args:
-        tracer: for the axes' lengths before.
-        edit: for the axes' lengths after.
-        out: the reshaped tensor.
-        dims: its shape before.
-        target: the constant target shape before (-1 and 0 keep their meaning), None if computed at run time.
+        sizes: lengths after, None for unknown ones.
+        dims: lengths before.
+        target: the target shape before; -1, 0 and Expand's 1 for "as it is" keep their meaning.
     """
-    sizes = [edit.size((out, axis)) if isinstance(d, int) else -1 for axis, d in enumerate(dims)]
-    if target is None:
-        return sizes
-    if all(size in (-1, d) for size, d in zip(sizes, dims, strict=True)):
+    if all(size is None or size == d for size, d in zip(sizes, dims, strict=True)):
         return None
-    return [t if size == -1 or t == -1 else size for size, t in zip(sizes, target, strict=True)]
+    target = [1] * (len(dims) - len(target)) + list(target)
+    return [
+        t if size is None or t == -1 or (t == 1 and d != 1) else size
+        for size, d, t in zip(sizes, dims, target, strict=True)
+    ]
 
 
 def shape_of(tracer: Tracer, node: Node) -> None:
     """Shape: whoever computes with a length depends on it, so axes whose lengths are used stay.
 
-    Lengths that only end in a Reshape's target don't count: emission replaces that target by a constant.
+    Lengths that only end in the target of a Reshape, Resize or Expand don't count: emission adapts it.
     """
     data = node.inputs[0]
     rank = tracer.rank(data)
@@ -242,11 +186,53 @@ def _used_axes(tracer: Tracer, node: Node, rank: int) -> set[int]:
 
 
 def _picked(tracer: Tracer, reader: Node, position: int, axes: list[int]) -> set[int] | None:
-    """The axes whose lengths a Gather with constant indices takes from a shape; None if all may be."""
-    if reader.op_type != "Gather" or position != 0:
+    """The axes whose lengths a Gather or Slice with constant bounds takes from a shape; None if all may be."""
+    entries = _taken(tracer, reader, list(axes)) if position == 0 else None
+    return None if entries is None else set(entries)
+
+
+_Entry: TypeAlias = "int | AxisKey | None"
+"""An element of a shape: a constant, the length of an axis, or computed from such."""
+T = TypeVar("T")
+
+
+def shape_entries(tracer: Tracer, name: str) -> list[_Entry] | None:
+    """Where the elements of a tensor of lengths come from; None if not even their number is known."""
+    if name in tracer.graph.constants:
+        value = tracer.graph.value(name)
+        return None if value is None else [int(v) for v in value.reshape(-1)]
+    maker = tracer.graph.makers.get(name)
+    dims = tracer.dims(name)
+    length = math.prod(d for d in dims if isinstance(d, int)) if dims is not None and None not in dims else None
+    unknown: list[_Entry] | None = None if length is None or length > _LONGEST_SHAPE else [None] * length
+    if maker is None:
+        return unknown
+    if maker.op_type == "Shape":
+        rank = tracer.rank(maker.inputs[0])
+        axes = range(rank or 0)[int(maker.attributes.get("start", 0)) : maker.attributes.get("end")]
+        return unknown if rank is None else [(maker.inputs[0], axis) for axis in axes]
+    if maker.op_type == "Concat":
+        parts = [shape_entries(tracer, part) for part in maker.inputs]
+        return None if any(part is None for part in parts) else [entry for part in parts for entry in part or ()]
+    if maker.op_type in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+        return shape_entries(tracer, maker.inputs[0])
+    entries = shape_entries(tracer, maker.inputs[0]) if maker.op_type in ("Gather", "Slice") else None
+    taken = None if entries is None else _taken(tracer, maker, entries)
+    return unknown if taken is None else taken
+
+
+def _taken(tracer: Tracer, node: Node, entries: list[T]) -> list[T] | None:
+    """What a Gather or Slice takes of a list; None if that is decided at run time."""
+    if node.op_type == "Gather":
+        indices = tracer.graph.value(node.inputs[1])
+        return None if indices is None else [entries[int(i)] for i in indices.reshape(-1)]
+    if node.op_type != "Slice":
         return None
-    indices = tracer.graph.value(reader.inputs[1])
-    return None if indices is None else {axes[int(i)] for i in np.atleast_1d(indices).reshape(-1)}
+    starts, ends = constant_ints(tracer, node, "starts", 1), constant_ints(tracer, node, "ends", 2)
+    steps = constant_ints(tracer, node, "steps", 4)
+    if not starts or not ends or steps is None or len(starts) != 1:
+        return None
+    return entries[starts[0] : ends[0] : (steps or [1])[0]]
 
 
 def _reaches_arithmetic(tracer: Tracer, reader: Node, position: int) -> bool:
@@ -255,10 +241,10 @@ def _reaches_arithmetic(tracer: Tracer, reader: Node, position: int) -> bool:
     pending = [(reader, position)]
     while pending:
         node, at = pending.pop()
-        if node.op_type == "Reshape" and at == 1:
-            dims = tracer.dims(node.outputs[0])
-            if dims is not None and sum(not isinstance(d, int) for d in dims) <= 1:
-                continue
+        if all(name in tracer.graph.constants for name in node.outputs if name):
+            continue  # known in advance, and written down on emission
+        if at == _SHAPE_INPUT.get(node.op_type) and _adaptable(tracer, node, at):
+            continue
         if node.op_type not in _CARRIES_SIZES:
             return True
         if node.index in seen:
@@ -269,3 +255,11 @@ def _reaches_arithmetic(tracer: Tracer, reader: Node, position: int) -> bool:
             return True
         pending.extend(tracer.graph.readers[out])
     return False
+
+
+def _adaptable(tracer: Tracer, node: Node, index: int) -> bool:
+    """Whether :func:`shape_input_follows` can adapt a shape that is computed at run time."""
+    dims = tracer.dims(node.outputs[0])
+    if dims is None:
+        return False
+    return _unknown_lengths(tracer, node, dims) is not None or _unknown_lengths_stay(tracer, node.inputs[index], dims)

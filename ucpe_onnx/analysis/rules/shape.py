@@ -1,4 +1,4 @@
-"""Operators that rearrange axes and positions: Concat, Transpose, Pad, Slice, Split, Squeeze, Shape and their like."""
+"""Operators that rearrange axes and positions: Concat, Transpose, Slice, Split, Squeeze, Shape and their like."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.rules.common import constant_ints, normalized_axis
+from ucpe_onnx.analysis.rules.rearrange import gather_follows
 from ucpe_onnx.analysis.rules.reshape import flatten, reshape, shape_of
 from ucpe_onnx.analysis.slots import IntArray, TensorKey
 from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
@@ -15,12 +16,16 @@ from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
 
 def concat(tracer: Tracer, node: Node) -> None:
     """The output's positions are the operands' one after the other; other axes pass."""
+    keys = [tracer.operand(node, i) for i in range(len(node.inputs))]
+    concatenated(tracer, node, [key for key in keys if key is not None])
+
+
+def concatenated(tracer: Tracer, node: Node, operands: list[TensorKey]) -> None:
+    """Link the given operands to the parts of the output that they make."""
     out = node.outputs[0]
     rank = tracer.rank(out)
-    keys = [tracer.operand(node, i) for i in range(len(node.inputs))]
-    operands: list[TensorKey] = [key for key in keys if key is not None]
     if rank is None or any(tracer.rank(key) != rank for key in operands):
-        tracer.freeze_node(node, f"tensor of unknown rank: Concat at {node.name}")
+        tracer.freeze_node(node, f"tensor of unknown rank: {node.op_type} at {node.name}")
         return
     axis = normalized_axis(int(node.attributes.get("axis", 1)), rank)
     for other in range(rank):
@@ -30,7 +35,10 @@ def concat(tracer: Tracer, node: Node) -> None:
     sizes = [tracer.size((key, axis)) for key in operands]
     if tracer.size((out, axis)) is None or any(size is None for size in sizes):
         for key in (*operands, out):
-            tracer.freeze(key, f"dynamic axis: Concat at {node.name}", [axis])
+            tracer.freeze(key, f"dynamic axis: {node.op_type} at {node.name}", [axis])
+        return
+    if len(operands) == 1:
+        tracer.link((operands[0], axis), (out, axis), node)
         return
     start = 0
     for key, size in zip(operands, sizes, strict=True):
@@ -90,43 +98,6 @@ def _with_unit_axes(tracer: Tracer, node: Node, long: str, short: str) -> set[in
     return unit
 
 
-def pad(tracer: Tracer, node: Node) -> None:
-    """Unpadded axes pass. Along a padded one the data keeps its slots, the padding's own stay."""
-    data, out = node.inputs[0], node.outputs[0]
-    rank = tracer.rank(data)
-    attribute = "paddings" if "paddings" in node.attributes else "pads"
-    pads = constant_ints(tracer, node, attribute, 1)
-    axes = constant_ints(tracer, node, "axes", 3)
-    if rank is None or not pads or axes is None or tracer.rank(out) != rank:
-        tracer.freeze_node(node, f"pads computed at run time or unknown rank: Pad at {node.name}")
-        return
-    axes = [normalized_axis(a, rank) for a in axes] or list(range(rank))
-    before = dict(zip(axes, pads[: len(axes)], strict=True))
-    after = dict(zip(axes, pads[len(axes) :], strict=True))
-    constant = node.attributes.get("mode", b"constant") == b"constant"
-    for axis in range(rank):
-        if not before.get(axis) and not after.get(axis):
-            tracer.link((data, axis), (out, axis), node)
-            continue
-        size = tracer.size((data, axis))
-        reason = f"padded axis of Pad at {node.name}"
-        if not constant or size is None or before[axis] < 0 or after[axis] < 0:
-            tracer.freeze(data, reason, [axis])
-            tracer.freeze(out, reason, [axis])
-            continue
-        _padded_axis(tracer, node, axis, before[axis], size)
-
-
-def _padded_axis(tracer: Tracer, node: Node, axis: int, before: int, size: int) -> None:
-    out = (node.outputs[0], axis)
-    at = np.arange(size, dtype=np.int64)
-    tracer.link_positions((node.inputs[0], axis), at, out, at + before)
-    ids = tracer.ids(out)
-    if ids is not None:  # always: link_positions has made them
-        padding = np.concatenate([ids[:before], ids[before + size :]])
-        tracer.table.freeze(padding, f"padding channels of Pad at {node.name}")
-
-
 def slice_(tracer: Tracer, node: Node) -> None:
     """Axes that are not cut pass; a channel axis cut with step 1 passes its range, which is adapted on emission."""
     data, out = node.inputs[0], node.outputs[0]
@@ -143,24 +114,35 @@ def slice_(tracer: Tracer, node: Node) -> None:
     for axis in cut:
         position = cut.index(axis)
         bounds = (starts[position], ends[position], (steps or [1] * len(cut))[position]) if starts and ends else None
-        _cut_axis(tracer, node, axis, bounds)
+        _cut_axis(tracer, node, axis, bounds, alone=len(cut) == 1)
     ranges = [position for position, axis in enumerate(cut) if tracer.is_live((out, axis))]
-    if ranges and starts and ends:
+    if ranges and starts and ends and (not steps or steps[ranges[0]] == 1):
         _ranges_follow(tracer, node, {position: cut[position] for position in ranges}, starts, ends)
 
 
-def _cut_axis(tracer: Tracer, node: Node, axis: int, bounds: tuple[int, int, int] | None) -> None:
+def _cut_axis(tracer: Tracer, node: Node, axis: int, bounds: tuple[int, int, int] | None, *, alone: bool) -> None:
     data, out = (node.inputs[0], axis), (node.outputs[0], axis)
     size = tracer.size(data)
     at: IntArray | None = None
-    if size is not None and bounds is not None and bounds[2] == 1:
-        at = np.arange(size, dtype=np.int64)[bounds[0] : bounds[1]]
+    if size is not None and bounds is not None and (bounds[2] == 1 or alone):
+        at = np.arange(size, dtype=np.int64)[slice(*_clamped(bounds, size))]
     if at is None or tracer.size(out) != at.size or not at.size or not tracer.is_live(data):
         reason = f"cut axis of Slice at {node.name}"
         tracer.freeze(data[0], reason, [axis])
         tracer.freeze(out[0], reason, [axis])
-        return
-    tracer.link_positions(data, at, out, np.arange(at.size, dtype=np.int64))
+    elif np.array_equal(at, np.arange(size or 0)):
+        tracer.link(data, out, node)
+    elif bounds is not None and bounds[2] == 1:
+        tracer.link_positions(data, at, out, np.arange(at.size, dtype=np.int64))
+    else:
+        tracer.link_positions(data, at, out, np.arange(at.size, dtype=np.int64), free=True)
+        gather_follows(tracer, node, node.inputs[0], axis, at)
+
+
+def _clamped(bounds: tuple[int, int, int], size: int) -> tuple[int | None, int | None, int]:
+    """Python reads an end below -size as "up to the first" only if it is left out."""
+    start, end, step = bounds
+    return start, None if step < 0 and end < -size else end, step
 
 
 def _ranges_follow(tracer: Tracer, node: Node, ranges: Mapping[int, int], starts: list[int], ends: list[int]) -> None:
@@ -233,7 +215,6 @@ def split(tracer: Tracer, node: Node) -> None:
 RULES = {
     "Concat": concat,
     "Flatten": flatten,
-    "Pad": pad,
     "Reshape": reshape,
     "Shape": shape_of,
     "Slice": slice_,

@@ -1,0 +1,110 @@
+"""Constants behind QuantizeLinear and DequantizeLinear: where the numbers lie, and what zero is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ucpe_onnx.analysis.graph import GraphView, Node
+
+ConstantUse = tuple[int, int]
+"""One use of a constant: (node index, input index)."""
+
+_CODECS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How integers stand for real numbers: real = (integer - zero point) * scale.
+
+    Attributes:
+        scale: name of the scale.
+        zero_point: name of the zero point, "" for zero.
+        axis: the axis along which they vary, if they have more than one element.
+    """
+
+    scale: str
+    zero_point: str
+    axis: int
+
+
+def is_codec(node: Node) -> bool:
+    """Whether a node is QuantizeLinear or DequantizeLinear."""
+    return node.op_type in _CODECS
+
+
+def constant_use(graph: GraphView, node: Node, index: int) -> ConstantUse | None:
+    """Where the constant that reaches an input is used first; None if the input is computed from activations.
+
+    A quantised weight is followed through DequantizeLinear (and QuantizeLinear) if nothing else reads what these make.
+    """
+    while (name := node.inputs[index]) not in graph.constants:
+        maker = graph.makers.get(name)
+        if maker is None or not is_codec(maker) or len(graph.readers[name]) != 1:
+            return None
+        if name in graph.outputs or name in graph.captured or int(maker.attributes.get("block_size", 0)):
+            return None
+        node, index = maker, 0
+    return node.index, index
+
+
+def codecs_behind(graph: GraphView, use: ConstantUse) -> Iterator[Node]:
+    """The QuantizeLinear and DequantizeLinear nodes that a constant passes, starting where it is used."""
+    node = graph.nodes[use[0]]
+    while is_codec(node) and use[1] == 0:
+        yield node
+        node = graph.readers[node.outputs[0]][0][0]
+
+
+def quantization_of(graph: GraphView, use: ConstantUse, rank: int) -> Quantization | None:
+    """How the integers of a constant are meant; None if it holds real numbers.
+
+    Args:
+        graph: the graph.
+        use: where the constant is used.
+        rank: its number of axes.
+    """
+    node = graph.nodes[use[0]]
+    if node.op_type == "DequantizeLinear" and use[1] == 0:
+        return Quantization(node.inputs[1], _input(node, 2), int(node.attributes.get("axis", 1)) % max(rank, 1))
+    if node.op_type in ("QLinearConv", "QLinearMatMul", "com.microsoft::QGemm") and use[1] in (0, 3):
+        transposed = node.op_type.endswith("QGemm") and int(node.attributes.get("transB", 0))
+        axis = 0 if node.op_type == "QLinearConv" or transposed else rank - 1
+        return Quantization(node.inputs[use[1] + 1], _input(node, use[1] + 2), axis)
+    if node.op_type in ("ConvInteger", "MatMulInteger"):
+        return Quantization("", _input(node, use[1] + 2), 0 if node.op_type == "ConvInteger" else rank - 1)
+    return None
+
+
+def zero_value(graph: GraphView, use: ConstantUse, rank: int) -> npt.NDArray[Any]:
+    """What stands for zero in a constant, in a shape that broadcasts against it."""
+    quantization = quantization_of(graph, use, rank)
+    point = None if quantization is None else graph.value(quantization.zero_point)
+    if quantization is None or point is None:
+        return np.zeros((), dtype=np.int8)
+    return _along(point, quantization.axis, rank)
+
+
+def real_value(graph: GraphView, use: ConstantUse) -> npt.NDArray[Any]:
+    """The real numbers that a constant stands for; unknown scales count as one."""
+    value = np.asarray(graph.value(graph.nodes[use[0]].inputs[use[1]]))
+    quantization = quantization_of(graph, use, value.ndim)
+    if quantization is None:
+        return value
+    real: npt.NDArray[Any] = value.astype(np.float32) - zero_value(graph, use, value.ndim).astype(np.float32)
+    scale = graph.value(quantization.scale)
+    return real if scale is None else real * _along(scale, quantization.axis, value.ndim).astype(np.float32)
+
+
+def _along(values: npt.NDArray[Any], axis: int, rank: int) -> npt.NDArray[Any]:
+    if values.size == 1:
+        return values.reshape(())
+    return values.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+def _input(node: Node, index: int) -> str:
+    return node.inputs[index] if index < len(node.inputs) else ""
