@@ -341,3 +341,15 @@ def test_trace_of_the_emitted_model_agrees() -> None:
     assert {name: c.channels for name, c in again.consumers.items()} == {
         name: len(c.read) for name, c in plan.consumers.items()
     }
+
+
+def test_constants_go_with_the_nodes_that_computed_them() -> None:
+    """Also if those nodes have made something that nothing ever read."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+    half, _ = net.split(net.weight(net.normal(6, 8, 1, 1), "whole"), [4, 2], axis=0)
+    model = net.output(net.op("Conv", a, half, name="b")).model()
+    emitted = check_emission(model, {"b": [0, 3]}, target=PLAIN)
+    assert [node.op_type for node in emitted.graph.node] == ["Conv", "Conv"]
+    assert "whole" not in stored(emitted)
+    assert "Split" in {node.op_type for node in check_emission(model, {"b": list(range(8))}).graph.node}

@@ -1,4 +1,5 @@
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def chaotic_at(monkeypatch, threshold):
 def test_feeds_on_which_the_reference_differs_from_itself_are_left_out(monkeypatch):
     chaotic_at(monkeypatch, threshold=4)
     feeds = [{"x": np.float32([[scale]])} for scale in (1, 5, 2)]
-    emitted = FakeSession(lambda feed: [feed["x"] + (feed["x"] > 4).astype("f")], ["y"])
+    emitted = FakeSession(lambda feed: [feed["x"] + 2 * (feed["x"] > 4).astype("f")], ["y"])
     result = verify(emitted, "reference.onnx", feeds)
     assert result.passed and (result.feeds, result.chaotic) == (2, 1)
     wrong = FakeSession(lambda feed: [feed["x"] + (feed["x"] > 1).astype("f")], ["y"])
@@ -107,6 +108,41 @@ def test_feeds_on_which_the_reference_differs_from_itself_are_left_out(monkeypat
 
 def test_a_reference_that_never_reproduces_itself_proves_nothing(monkeypatch):
     chaotic_at(monkeypatch, threshold=0)
-    emitted = FakeSession(lambda feed: [feed["x"] + 1], ["y"])
+    emitted = FakeSession(lambda feed: [feed["x"] + 2], ["y"])
     with pytest.raises(VerificationError, match="give --data"):
         verify(emitted, "reference.onnx", [{"x": np.float32([[1]])}])
+
+
+def test_models_that_agree_as_they_are_written_pass(monkeypatch):
+    """The optimiser computes the reference in another way than the emitted model, as it does with quantised graphs."""
+    chaotic_at(monkeypatch, threshold=0)
+    emitted = FakeSession(lambda feed: [feed["x"] + 1], ["y"])
+    result = verify(emitted, "reference.onnx", [{"x": np.float32([[1]])}])
+    assert result.passed and (result.feeds, result.chaotic) == (1, 0)
+
+
+def test_no_more_than_two_sessions_are_in_memory_at_once(monkeypatch):
+    live = weakref.WeakSet()
+    counts = []
+
+    def load(model, options=None, *, where=None):
+        noise = np.float32(model == "reference" and options.opt_level == "disable")
+        session = FakeSession(lambda feed: [feed["x"] + noise + np.float32(model == "emitted")])
+        live.add(session)
+        counts.append(len(live))
+        return session
+
+    monkeypatch.setattr("ucpe_onnx.runtime.verify.as_session", load)
+    assert verify("emitted", "reference", FEEDS, RunOptions()).passed
+    assert counts == [1, 2, 1, 1]
+
+
+def test_feeds_with_undefined_results_are_left_out():
+    reference = FakeSession(lambda feed: [np.log(feed["x"])])
+    emitted = FakeSession(lambda feed: [np.log(np.abs(feed["x"]))])
+    feeds = [{"x": np.float32([[value]])} for value in (1, -1)]
+    with np.errstate(invalid="ignore"):
+        result = verify(emitted, reference, feeds)
+        assert result.passed and (result.feeds, result.chaotic) == (1, 1)
+        with pytest.raises(VerificationError, match="not finite"):
+            verify(emitted, reference, feeds[1:])

@@ -2,18 +2,22 @@
 
 from ucpe_onnx.passes.adapt_nodes import AdaptNodes
 from ucpe_onnx.passes.declare_constants import DeclareConstants
-from ucpe_onnx.passes.emit import emission_passes, emit
+from ucpe_onnx.passes.emit import PASS_NAMES, emission_passes, emission_steps, emit
+from ucpe_onnx.passes.fix_lengths import FixLengths
 from ucpe_onnx.passes.infra import Emission, Pass, PassResult, run_passes
 from ucpe_onnx.passes.name_nodes import NameNodes
 from ucpe_onnx.passes.prune_weights import PruneWeights
 from ucpe_onnx.passes.refresh_shapes import RefreshShapes
 from ucpe_onnx.passes.remove_orphans import RemoveOrphans
 from ucpe_onnx.passes.select_channels import SelectChannels
+from ucpe_onnx.passes.watch import Watch, dump_path
 
 __all__ = [
+    "PASS_NAMES",
     "AdaptNodes",
     "DeclareConstants",
     "Emission",
+    "FixLengths",
     "NameNodes",
     "Pass",
     "PassResult",
@@ -21,7 +25,10 @@ __all__ = [
     "RefreshShapes",
     "RemoveOrphans",
     "SelectChannels",
+    "Watch",
+    "dump_path",
     "emission_passes",
+    "emission_steps",
     "emit",
     "run_passes",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from onnx import numpy_helper
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.infra import Emission, PassResult
+from ucpe_onnx.passes.insertion import insert_before
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class AdaptNodes:
         graph = self.emission.trace.graph
         changed = {tensor for tensor, _ in self.emission.layouts if isinstance(tensor, str)}
         taken = tensor_names(draft.graph)
+        before: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         changes = 0
         for index, rewrite in self.emission.trace.rewrites.items():
             node = graph.nodes[index]
             if changed.intersection((*node.inputs, *node.outputs, *rewrite.sources)):
-                rewrite.adapt(_Edit(self.emission, draft, draft.graph.node[index], taken))
+                rewrite.adapt(_Edit(self.emission, draft, draft.graph.node[index], taken, before[node.name]))
                 changes += 1
+        insert_before(draft, before)
         return PassResult(changes)
 
 
@@ -44,6 +49,7 @@ class _Edit:
     draft: onnx.ModelProto
     node: onnx.NodeProto
     taken: set[str]
+    before: list[onnx.NodeProto]
 
     def size(self, axis: AxisKey) -> int:
         return int(self.emission.layout(axis).size)
@@ -54,9 +60,27 @@ class _Edit:
     def set_input(self, index: int, value: npt.NDArray[np.generic]) -> None:
         while len(self.node.input) <= index:
             self.node.input.append("")
+        self.node.input[index] = self._constant(str(index), value)
+
+    def patch_input(self, index: int, values: Sequence[int | None]) -> None:
+        given = self._constant(f"{index}_given", np.array([value is not None for value in values]))
+        sizes = self._constant(f"{index}_values", np.array([value or 0 for value in values], dtype=np.int64))
         name = fresh_name(f"{self.node.output[0]}_{self.node.op_type.lower()}_{index}", self.taken)
-        self.draft.graph.initializer.append(numpy_helper.from_array(value, name))
+        patch = onnx.helper.make_node("Where", [given, sizes, self.node.input[index]], [name], name=name)
+        self.before.append(patch)
         self.node.input[index] = name
+
+    def _constant(self, suffix: str, value: npt.NDArray[np.generic]) -> str:
+        name = fresh_name(f"{self.node.output[0]}_{self.node.op_type.lower()}_{suffix}", self.taken)
+        self.draft.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def become(self, op_type: str, inputs: Sequence[str | IntArray], attributes: Mapping[str, Any]) -> None:
+        names = [value if isinstance(value, str) else self._constant("indices", value) for value in inputs]
+        self.node.op_type = op_type
+        del self.node.input[:], self.node.attribute[:]
+        self.node.input.extend(names)
+        self.node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
 
     def set_attribute(self, name: str, value: int | Sequence[int] | None) -> None:
         kept = [a for a in self.node.attribute if a.name != name]

@@ -2,52 +2,83 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import onnx
 
 from ucpe_onnx.analysis.trace import Trace
+from ucpe_onnx.parked import copy_model
 from ucpe_onnx.passes.adapt_nodes import AdaptNodes
 from ucpe_onnx.passes.declare_constants import DeclareConstants
+from ucpe_onnx.passes.fix_lengths import FixLengths
 from ucpe_onnx.passes.infra import Emission, Pass, run_passes
 from ucpe_onnx.passes.name_nodes import NameNodes
 from ucpe_onnx.passes.prune_weights import PruneWeights
 from ucpe_onnx.passes.refresh_shapes import RefreshShapes
 from ucpe_onnx.passes.remove_orphans import RemoveOrphans
 from ucpe_onnx.passes.select_channels import SelectChannels
+from ucpe_onnx.passes.watch import Watch
 from ucpe_onnx.plan import Plan
+
+PASS_NAMES = (
+    NameNodes.name,
+    PruneWeights.name,
+    AdaptNodes.name,
+    FixLengths.name,
+    SelectChannels.name,
+    RefreshShapes.name,
+    RemoveOrphans.name,
+    DeclareConstants.name,
+)
+"""The passes in their order, for those who have no emission yet."""
+
+
+def emission_steps(emission: Emission) -> tuple[tuple[Pass, ...], ...]:
+    """The passes that emit a model, in order; after each step, though not within it, the draft is a valid model.
+
+    The passes up to AdaptNodes address nodes by their index in the input graph, which inserted nodes change; the
+    others by their names.
+    """
+    rewrite = (
+        PruneWeights(emission),
+        AdaptNodes(emission),
+        FixLengths(emission),
+        SelectChannels(emission),
+        RefreshShapes(emission),
+    )
+    return ((NameNodes(),), rewrite, (RemoveOrphans(emission),), (DeclareConstants(),))
 
 
 def emission_passes(emission: Emission) -> tuple[Pass, ...]:
-    """The passes that emit a model, in order.
-
-    The passes up to AdaptNodes address nodes by their index in the input graph; SelectChannels inserts nodes, so it
-    comes after them.
-    """
-    return (
-        NameNodes(),
-        PruneWeights(emission),
-        AdaptNodes(emission),
-        SelectChannels(emission),
-        RefreshShapes(emission),
-        RemoveOrphans(emission),
-        DeclareConstants(),
-    )
+    """All passes, in order."""
+    return tuple(one for step in emission_steps(emission) for one in step)
 
 
-def emit(model: onnx.ModelProto, trace: Trace, plan: Plan) -> onnx.ModelProto:
+def emit(model: onnx.ModelProto, trace: Trace, plan: Plan, watch: Watch | None = None) -> onnx.ModelProto:
     """Write the model that a plan describes.
 
     The model proto itself is copied and edited, field by field: what the passes don't know (metadata, functions, custom
-    domains, sparse initializers, quantisation annotations ...) they can't lose.
+    domains, sparse initializers, quantisation annotations ...) they can't lose. The copy leaves out the weights that
+    are going to be replaced, unless somebody watches.
 
     Args:
         model: the model that was traced; not changed.
         trace: its analysis.
         plan: the decisions.
+        watch: how to look at the draft between the passes.
 
     Returns:
         The emitted model.
+
+    Raises:
+        ModelError: the watch found that a pass broke the draft.
     """
-    draft = onnx.ModelProto()
-    draft.CopyFrom(model)
-    run_passes(draft, emission_passes(Emission(trace, plan)))
+    watch = watch or Watch()
+    steps = emission_steps(Emission(trace, plan))
+    watched = watch.verify or watch.dump_after
+    replaced = {name for one in chain(*steps) if isinstance(one, PruneWeights) for name in one.replaced}
+    hollow = [] if watched else [i for i, tensor in enumerate(model.graph.initializer) if tensor.name in replaced]
+    draft = copy_model(model, hollow)
+    for step in steps:
+        run_passes(draft, step, watch.observer(step, last=step is steps[-1]))
     return draft

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -68,14 +68,22 @@ class Pass(Protocol):
         """Change the draft in place."""
 
 
-def run_passes(draft: onnx.ModelProto, passes: Sequence[Pass]) -> dict[str, PassResult]:
+def run_passes(
+    draft: onnx.ModelProto, passes: Sequence[Pass], observe: Callable[[Pass, onnx.ModelProto], None] | None = None
+) -> dict[str, PassResult]:
     """Run passes in order.
 
     Args:
         draft: the model, changed in place.
         passes: what to run.
+        observe: called after each pass with the pass and the draft.
 
     Returns:
         What each did, by its name.
     """
-    return {step.name: step.run(draft) for step in passes}
+    results = {}
+    for step in passes:
+        results[step.name] = step.run(draft)
+        if observe is not None:
+            observe(step, draft)
+    return results

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from ucpe_onnx.analysis.quantized import zero_value
 from ucpe_onnx.analysis.slots import IntArray
-from ucpe_onnx.analysis.trace import Consumer
 from ucpe_onnx.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.infra import Emission, PassResult
 
@@ -21,10 +23,17 @@ Use = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Edit:
-    """What one use of a constant needs: positions to take per axis, and input channels to set to zero."""
+    """What one use of a constant needs.
 
-    takes: tuple[tuple[int, tuple[int, ...]], ...]
+    Attributes:
+        zeros: (axis, input channels, groups) to set to zero first, by their original places.
+        takes: the positions to take along an axis, in emitted order.
+        columns: for a grouped convolution the positions to take along axis 1, for each group.
+    """
+
     zeros: tuple[int, tuple[int, ...], int] | None = None
+    takes: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    columns: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,22 +50,16 @@ class PruneWeights:
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Edit initializers and the node inputs that refer to copies."""
         graph = self.emission.trace.graph
-        edits = self._edits()
-        by_tensor: dict[str, dict[_Edit, list[Use]]] = defaultdict(lambda: defaultdict(list))
-        for use, edit in edits.items():
-            by_tensor[graph.nodes[use[0]].inputs[use[1]]][edit].append(use)
         stored = {tensor.name: tensor for tensor in draft.graph.initializer}
         declarations: dict[str, list[onnx.ValueInfoProto]] = defaultdict(list)
         for value_info in (*draft.graph.input, *draft.graph.value_info):
             declarations[value_info.name].append(value_info)
         taken = tensor_names(draft.graph)
-        for name, variants in by_tensor.items():
-            uses = sum(len(group) for group in variants.values())
-            whole = len(variants) == 1 and name in stored and uses == len(graph.readers[name])
-            in_place = whole and name not in graph.captured and name not in graph.outputs
+        for name, variants in self._by_tensor.items():
             for edit, group in variants.items():
-                value = _edited(np.asarray(graph.value(name)), edit)
-                if in_place:
+                original = np.asarray(graph.value(name))
+                value = _edited(original, edit, zero_value(graph, group[0], original.ndim))
+                if name in self.replaced:
                     _replace(stored[name], value)
                     for declared in declarations[name]:
                         _declare(declared, value.shape)
@@ -65,52 +68,93 @@ class PruneWeights:
                 draft.graph.initializer.append(numpy_helper.from_array(value, copy))
                 for node, position in group:
                     draft.graph.node[node].input[position] = copy
-        return PassResult(len(edits))
+        return PassResult(sum(len(group) for variants in self._by_tensor.values() for group in variants.values()))
+
+    @cached_property
+    def replaced(self) -> frozenset[str]:
+        """The initializers that get another value in their place: all of their uses need the same."""
+        graph = self.emission.trace.graph
+        stored = {tensor.name for tensor in graph.model.graph.initializer} - graph.captured - set(graph.outputs)
+        return frozenset(
+            name
+            for name, variants in self._by_tensor.items()
+            if name in stored and [len(group) for group in variants.values()] == [len(graph.readers[name])]
+        )
+
+    @cached_property
+    def _by_tensor(self) -> Mapping[str, Mapping[_Edit, list[Use]]]:
+        """What each constant's uses need."""
+        nodes = self.emission.trace.graph.nodes
+        by_tensor: dict[str, dict[_Edit, list[Use]]] = defaultdict(lambda: defaultdict(list))
+        for (node, position), edit in self._edits().items():
+            by_tensor[nodes[node].inputs[position]][edit].append((node, position))
+        return by_tensor
 
     def _edits(self) -> dict[Use, _Edit]:
+        trace = self.emission.trace
         takes: dict[Use, dict[int, IntArray]] = defaultdict(dict)
         for (tensor, axis), layout in self.emission.layouts.items():
             if isinstance(tensor, tuple):
                 takes[tensor][axis] = layout
         zeros: dict[Use, tuple[int, tuple[int, ...], int]] = {}
-        for name, consumer in self.emission.trace.consumers.items():
-            self._consumer_edit(name, consumer, takes, zeros)
+        columns: dict[Use, tuple[tuple[int, ...], ...]] = {}
+        for name, consumer in trace.consumers.items():
+            use, plan = consumer.use, self.emission.plan.consumers[name]
+            read = np.asarray(plan.read, dtype=np.int64)
+            if not np.array_equal(read, np.arange(consumer.channels)):
+                if use.groups > 1 and use.weight_axis == 1:
+                    columns[use.constant] = _by_group(read, consumer.channels, use.groups)
+                else:
+                    takes[use.constant][use.weight_axis] = read
+            dropped = read[~plan.mask()[read]]
+            if dropped.size:
+                zeros[use.constant] = (use.weight_axis, tuple(dropped.tolist()), use.groups)
+        for made in (made for made in trace.producers if made.groups > 1 and made.weight_axis == 1):
+            if made.tensor_axis in self.emission.layouts:
+                size = trace.slots.axes[made.tensor_axis].size
+                columns[made.constant] = _by_group(self.emission.layout(made.tensor_axis), size, made.groups)
         return {
-            use: _Edit(tuple((a, tuple(p.tolist())) for a, p in sorted(takes[use].items())), zeros.get(use))
-            for use in (*takes, *(u for u in zeros if u not in takes))
+            use: _Edit(
+                zeros.get(use),
+                tuple((axis, tuple(at.tolist())) for axis, at in sorted(takes[use].items())),
+                columns.get(use, ()),
+            )
+            for use in dict.fromkeys((*takes, *zeros, *columns))
         }
 
-    def _consumer_edit(
-        self,
-        name: str,
-        consumer: Consumer,
-        takes: dict[Use, dict[int, IntArray]],
-        zeros: dict[Use, tuple[int, tuple[int, ...], int]],
-    ) -> None:
-        plan = self.emission.plan.consumers[name]
-        use: Use = (consumer.use.node.index, consumer.use.weight_input)
-        read = np.asarray(plan.read, dtype=np.int64)
-        if consumer.use.groups == 1 and not np.array_equal(read, np.arange(consumer.channels)):
-            takes[use][consumer.use.weight_axis] = read
-        dropped = np.flatnonzero(~plan.mask()[read])
-        if dropped.size:
-            zeros[use] = (consumer.use.weight_axis, tuple(dropped.tolist()), consumer.use.groups)
+
+def _by_group(layout: IntArray, channels: int, groups: int) -> tuple[tuple[int, ...], ...]:
+    """The emitted positions of each group, counted from the group's first; all groups keep equally many."""
+    return tuple(tuple(part.tolist()) for part in (layout % (channels // groups)).reshape(groups, -1))
 
 
-def _edited(value: npt.NDArray[np.generic], edit: _Edit) -> npt.NDArray[np.generic]:
+def _edited(value: npt.NDArray[np.generic], edit: _Edit, zero: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    if edit.zeros is not None:
+        value = _zeroed(value, zero, *edit.zeros)
     for axis, positions in edit.takes:
         value = np.take(value, np.asarray(positions, dtype=np.int64), axis=axis)
-    if edit.zeros is None:
-        return np.ascontiguousarray(value)
-    axis, channels, groups = edit.zeros
-    value = np.array(value)
+    if edit.columns:
+        by_group = value.reshape(len(edit.columns), -1, *value.shape[1:])
+        parts = [np.take(part, at, axis=1) for part, at in zip(by_group, edit.columns, strict=True)]
+        value = np.concatenate(parts)
+    return np.ascontiguousarray(value)
+
+
+def _zeroed(
+    value: npt.NDArray[np.generic], zero: npt.NDArray[np.generic], axis: int, channels: tuple[int, ...], groups: int
+) -> npt.NDArray[np.generic]:
+    """A copy in which what reads the given channels stands for zero."""
+    copy = np.array(value)
+    zeros = np.broadcast_to(zero, value.shape)
     if groups == 1 or axis == 0:
-        np.moveaxis(value, axis, 0)[list(channels)] = 0
-        return value
-    by_group = value.reshape(groups, -1, *value.shape[1:])  # (groups, C_out/groups, C_in/groups, k...), a view
+        np.moveaxis(copy, axis, 0)[list(channels)] = np.moveaxis(zeros, axis, 0)[list(channels)]
+        return copy
+    columns = value.shape[1]
+    rows = copy.reshape(groups, -1, *value.shape[1:])  # (groups, C_out/groups, C_in/groups, k...), a view
+    fill = zeros.reshape(rows.shape)
     for channel in channels:
-        by_group[channel // value.shape[1], :, channel % value.shape[1]] = 0
-    return value
+        rows[channel // columns, :, channel % columns] = fill[channel // columns, :, channel % columns]
+    return copy
 
 
 def _replace(tensor: onnx.TensorProto, value: npt.NDArray[np.generic]) -> None:

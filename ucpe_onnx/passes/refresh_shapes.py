@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -23,6 +24,8 @@ class RefreshShapes:
         for (tensor, axis), layout in self.emission.layouts.items():
             if isinstance(tensor, str):
                 sizes[tensor][axis] = int(layout.size)
+        for tensor, dims in _codec_outputs(draft):
+            sizes[tensor].update(enumerate(dims))
         changes = 0
         for value in draft.graph.value_info:
             for axis, size in sizes.get(value.name, {}).items():
@@ -31,3 +34,12 @@ class RefreshShapes:
                     dims[axis].dim_value = size
                     changes += 1
         return PassResult(changes)
+
+
+def _codec_outputs(draft: onnx.ModelProto) -> Iterator[tuple[str, Sequence[int]]]:
+    """Constants that QuantizeLinear and DequantizeLinear pass on, with their shapes."""
+    shapes: dict[str, Sequence[int]] = {tensor.name: tensor.dims for tensor in draft.graph.initializer}
+    for node in draft.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+            yield node.output[0], shapes[node.input[0]]

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from ucpe_onnx.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.infra import Emission, PassResult
+from ucpe_onnx.passes.insertion import insert_before
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class SelectChannels:
         names = {node.name for node in draft.graph.node}
         taken = tensor_names(draft.graph)
         made: dict[tuple[str, int, tuple[int, ...]], str] = {}
-        before: dict[int, list[onnx.NodeProto]] = defaultdict(list)
+        nodes = {node.name: node for node in draft.graph.node}
+        before: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for name, plan in self.emission.plan.consumers.items():
             use = self.emission.trace.consumers[name].use
             tensor, axis = str(use.tensor_axis[0]), use.tensor_axis[1]
@@ -44,11 +46,11 @@ class SelectChannels:
                 made[key] = fresh_name(f"{tensor}_kept_by_{name}", taken)
                 node = self._selection(draft, key, made[key], taken)
                 node.name = fresh_name(f"{name}_select", names)
-                before[use.node.index].append(node)
-            target = draft.graph.node[use.node.index]
+                before[name].append(node)
+            target = nodes[name]
             data = next(i for i, t in enumerate(use.node.inputs) if t == tensor and i != use.weight_input)
             target.input[data] = made[key]
-        _insert(draft, before)
+        insert_before(draft, before)
         return PassResult(len(made))
 
     def _selection(
@@ -70,15 +72,3 @@ def _constant(draft: onnx.ModelProto, name: str, values: tuple[int, ...], taken:
     name = fresh_name(name, taken)
     draft.graph.initializer.append(numpy_helper.from_array(np.asarray(values, dtype=np.int64), name))
     return name
-
-
-def _insert(draft: onnx.ModelProto, before: dict[int, list[onnx.NodeProto]]) -> None:
-    if not before:
-        return
-    nodes: list[onnx.NodeProto] = []
-    for index, node in enumerate(draft.graph.node):
-        nodes.extend(before.get(index, ()))
-        nodes.append(node)
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del draft.graph.node[:]
-    draft.graph.node.extend(copies)

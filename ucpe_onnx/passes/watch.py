@@ -1,0 +1,74 @@
+"""Look at the draft between the passes: ``--verify-each`` and ``--dump-after``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+
+from ucpe_onnx.io import check_model, save_model
+from ucpe_onnx.passes.infra import Pass
+
+Observer: TypeAlias = Callable[[Pass, onnx.ModelProto], None]
+"""Called with each pass that has run, and the draft."""
+
+ALL = "all"
+"""In place of a name: every pass."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What to do with the draft after each pass; by default nothing, at no cost.
+
+    Passes that belong together are a step. Within a step the draft need not add up (weights are cut before the
+    attributes and declared shapes that depend on them), so its structure is checked: names, types, attributes, order,
+    single assignment. At the end of a step shapes are inferred and checked too.
+
+    Attributes:
+        verify: run ``onnx.checker``.
+        dump_after: names of the passes after which the draft is written, or ``all``.
+        dump_beside: the output that the drafts are written beside, see :func:`dump_path`.
+    """
+
+    verify: bool = False
+    dump_after: frozenset[str] = frozenset()
+    dump_beside: Path | None = None
+
+    def observer(self, step: Sequence[Pass], *, last: bool) -> Observer | None:
+        """What to call after each pass of a step; None if there is nothing to do.
+
+        Args:
+            step: passes that belong together.
+            last: whether no step follows.
+        """
+        if not self.verify and not self.dump_after:
+            return None
+
+        def look(done: Pass, draft: onnx.ModelProto) -> None:
+            if self.dump_beside is not None and self.dump_after & {done.name, ALL}:
+                save_model(draft, dump_path(self.dump_beside, done.name))
+            if self.verify:
+                self._check(draft, step, done, last)
+
+        return look
+
+    def _check(self, draft: onnx.ModelProto, step: Sequence[Pass], done: Pass, last: bool) -> None:
+        """Raise ModelError if the checker refuses the draft."""
+        complete = done is step[-1]
+        where = f"--verify-each: after pass {done.name}"
+        if complete and len(step) > 1:
+            where += f" (with {', '.join(other.name for other in step[:-1])})"
+        subject = draft
+        if draft.ir_version < 4 and not (last and complete):  # the last pass declares constants as that version wants
+            subject = onnx.ModelProto()
+            subject.CopyFrom(draft)
+            subject.ir_version = 4
+        check_model(subject, where, shapes=complete)
+
+
+def dump_path(output: Path, name: str) -> Path:
+    """Where the draft after a pass is written: ``out.after-<pass>.onnx`` beside ``out.onnx``."""
+    return output.with_name(f"{output.stem}.after-{name}{output.suffix or '.onnx'}")
