@@ -16,6 +16,7 @@ from tests.builders import Net
 from tests.models_small import branches, elementwise, latency, sample, single_consumer, wide, write
 from ucpe_onnx import inspect, prune
 from ucpe_onnx.cli import build_parser, main
+from ucpe_onnx.io import load_model
 from ucpe_onnx.options import Options
 
 ALL = ["--save-plan", "p.json", "--report", "r.html", "--json", "j.json"]
@@ -237,6 +238,26 @@ def test_outputs_are_replaced(folder):
     assert (folder / "r.html").read_text().rstrip().endswith("</html>")
 
 
+def test_weights_beside_the_output(folder):
+    assert quick("-q") == 0
+    whole = load_model("out.onnx")
+    assert quick("-q", "--save-external-data") == 0
+    assert written(folder) == {"out.onnx", "out.onnx.data"} and load_model("out.onnx") == whole
+    assert main(["out.onnx", "again.onnx", "--bench-seconds", "0", "-q"]) == 0  # it is an input like any other
+
+
+def test_the_weights_of_the_input_are_not_overwritten(folder, capsys):
+    onnx.save_model(branches(), "in.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    before = (folder / "out.onnx.data").read_bytes()
+    for arguments in (["--save-external-data"], ["--json", "out.onnx.data"]):
+        assert quick("-q", *arguments) == 2
+        assert "would overwrite the weights of in.onnx, out.onnx.data" in capsys.readouterr().err
+    assert written(folder) == {"out.onnx.data"} and (folder / "out.onnx.data").read_bytes() == before
+    os.mkfifo(folder / "pipe")
+    assert main(["in.onnx", "pipe", "--save-external-data"]) == 2
+    assert "needs a regular file" in capsys.readouterr().err
+
+
 # Plans and masks on the command line
 
 
@@ -267,8 +288,9 @@ def test_masks_from_both_kinds_of_file_do_the_same(folder):
 def test_every_flag_is_an_option_of_the_python_function():
     """All that the command line does can be reached from Python: the rest only says where results go."""
     results = {"input", "output", "allow_slower", "save_plan", "report", "json", "config", "verbose", "quiet", "debug"}
+    results.add("save_external_data")
     args = vars(build_parser().parse_args(["in.onnx", "out.onnx"]))
-    assert set(args) - results == {field.name for field in fields(Options)}
+    assert set(args) - results == {field.name for field in fields(Options)} - {"dump_beside"}  # out.onnx
     defaults = {field.name: field.default for field in fields(Options)}
     for name in set(args) - results - {"input_shapes"}:
         value = tuple(args[name]) if isinstance(args[name], list) else args[name]
@@ -287,6 +309,7 @@ def test_every_flag_reaches_the_options(folder, monkeypatch):
         "--ratio 0.5 --criterion l1 --scope global --mode constrained --masks m.npz --plan p.json --ignore a*"
         " --ignore b --ratio-for c=0.25 --lowering union --data d.npz --input-shapes x:[1,3,8,8] --providers cpu"
         " --threads 2 --opt-level basic --seed 7 --rtol 0.1 --atol 0.2 --solver-seconds 1.5 --bench-seconds 0.5"
+        " --verify-each --dump-after prune-weights"
     )
     assert main(["in.onnx", "out.onnx", *flags.split()]) == 130
     (model, options), default = seen[0], Options()
@@ -294,6 +317,7 @@ def test_every_flag_reaches_the_options(folder, monkeypatch):
     assert [f.name for f in fields(Options) if getattr(options, f.name) == getattr(default, f.name)] == []
     assert (options.ratio_for, list(options.ignore)) == ([("c", 0.25)], ["a*", "b"])
     assert options.input_shapes == {"x": (1, 3, 8, 8)}
+    assert (options.dump_after, str(options.dump_beside)) == (["prune-weights"], "out.onnx")
 
 
 def test_help_and_version(capsys):

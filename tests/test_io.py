@@ -7,12 +7,22 @@ import stat
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from tests.builders import Net, feeds_for, run
 from tests.models_small import branches
 from ucpe_onnx import ModelError, UcpeError, UsageError, io
-from ucpe_onnx.io import check_model, check_writable, load_model, partial_file, save_model, write_text
+from ucpe_onnx.io import (
+    all_or_nothing,
+    check_model,
+    check_writable,
+    load_model,
+    partial_file,
+    save_model,
+    write_text,
+)
 
 
 def values(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -79,18 +89,87 @@ def test_above_protobufs_limit_weights_get_a_file_of_their_own(tmp_path, monkeyp
     assert_same(load_model(tmp_path / "m.onnx"), branches())
 
 
+def test_external_data_on_request(tmp_path):
+    """Large weights move, in whatever field they are stored; the rest, and everything else, stays."""
+    model = branches()
+    typed = next(t for t in model.graph.initializer if list(t.dims) == [8, 16, 3, 3])
+    value = numpy_helper.to_array(typed)
+    typed.ClearField("raw_data")
+    typed.float_data.extend(value.ravel().tolist())
+    typed.doc_string = "kernel"
+    save_model(model, tmp_path / "m.onnx", external_data=True)
+    assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
+    light = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    outside = [t for t in light.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert [list(t.dims) for t in outside] == [[16, 3, 3, 3], [8, 16, 3, 3]]
+    assert os.path.getsize(tmp_path / "m.onnx.data") == 4 * sum(int(np.prod(t.dims)) for t in outside)
+    for loaded in (load_model(tmp_path / "m.onnx"), onnx.load(tmp_path / "m.onnx")):
+        assert_same(loaded, model)
+        assert "kernel" in [t.doc_string for t in loaded.graph.initializer]
+    onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+    feeds = feeds_for(model)
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert np.array_equal(session.run(None, feeds)[0], run(model, feeds)[0])
+
+
+def test_large_tensors_begin_at_a_page(tmp_path):
+    model = branches()
+    for name, size in (("odd", 301), ("large", 2**18), ("next", 2**18)):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(size, 3, np.float32), name))
+    save_model(model, tmp_path / "m.onnx", external_data=True)
+    light = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    offsets = {t.name: int(e.value) for t in light.graph.initializer for e in t.external_data if e.key == "offset"}
+    assert offsets["large"] % 4096 == 0 and offsets["next"] == offsets["large"] + 2**20
+    assert_same(load_model(tmp_path / "m.onnx"), model)
+
+
+def test_external_data_of_a_model_without_large_weights(tmp_path):
+    net = Net()
+    model = net.output(net.conv(net.input("x", (1, 3, 4, 4)), 2)).model()
+    save_model(model, tmp_path / "m.onnx", external_data=True)
+    assert os.listdir(tmp_path) == ["m.onnx"] and load_model(tmp_path / "m.onnx") == model
+
+
+def test_all_or_nothing(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(RuntimeError), all_or_nothing():
+        write_text(tmp_path / "a", "new")
+        save_model(branches(), tmp_path / "m.onnx", external_data=True)
+        raise RuntimeError
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+    with all_or_nothing():
+        write_text(tmp_path / "a", "new")
+        save_model(branches(), tmp_path / "m.onnx", external_data=True)
+        assert (tmp_path / "a").read_text() == "old" and not (tmp_path / "m.onnx").exists()
+    assert sorted(os.listdir(tmp_path)) == ["a", "m.onnx", "m.onnx.data"] and (tmp_path / "a").read_text() == "new"
+    with pytest.raises(UcpeError, match="b: can't be written"), all_or_nothing():
+        write_text(tmp_path / "b", "new")
+        (tmp_path / "b").mkdir()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "m.onnx", "m.onnx.data"]
+
+
+def test_the_checker_sees_models_that_are_too_large_for_it(monkeypatch):
+    """Without their large weights, of which it only needs the shapes."""
+    model = branches()
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(5000, np.float32), "large"))
+    monkeypatch.setattr(io, "PROTOBUF_LIMIT", 20_000)
+    check_model(model, "m")
+    model.graph.node[0].input[0] = "nowhere"
+    with pytest.raises(ModelError, match="nowhere"):
+        check_model(model, "m")
+
+
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     for limit in (io.PROTOBUF_LIMIT, 100):
         monkeypatch.setattr(io, "PROTOBUF_LIMIT", limit)
         (tmp_path / "m.onnx").write_bytes(b"old")
 
-        def broken(proto, path, *_, **__):
-            with open(path, "wb") as stream:
-                stream.write(b"half")
+        def broken(model, write):
+            write(b"half")
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(onnx, "save_model", broken)
+            patch.setattr(io, "write_model", broken)
             with pytest.raises(ModelError, match=r"m\.onnx: can't be written .*No space left"):
                 save_model(branches(), tmp_path / "m.onnx")
         assert os.listdir(tmp_path) == ["m.onnx"] and (tmp_path / "m.onnx").read_bytes() == b"old"

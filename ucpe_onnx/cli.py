@@ -13,9 +13,10 @@ from ucpe_onnx import __version__
 from ucpe_onnx.analysis.criteria import CRITERIA
 from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
 from ucpe_onnx.config import apply_config
-from ucpe_onnx.errors import EXIT_DONE, NotFasterError
-from ucpe_onnx.io import save_model, write_text
-from ucpe_onnx.options import MODES, SCOPES, Options
+from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
+from ucpe_onnx.io import all_or_nothing, external_files, save_model, weights_file, write_text
+from ucpe_onnx.options import DUMPS, MODES, SCOPES, Options
+from ucpe_onnx.passes import PASS_NAMES, dump_path
 from ucpe_onnx.pipeline import Result, prune
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.report.html import render_html
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_layout(parser)
     _add_checks(parser)
     _add_results(parser)
+    _add_debugging(parser)
     add_common(parser)
     return parser
 
@@ -173,7 +175,30 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--save-plan", type=Path, metavar="FILE.json", help="write all decisions, for --plan")
     group.add_argument("--report", type=Path, metavar="FILE.html", help="write a report to look at")
     group.add_argument("--json", metavar="FILE|-", help="write the report for machines, - for standard output")
+    group.add_argument(
+        "--save-external-data",
+        action="store_true",
+        help="write the weights to out.onnx.data beside the output (always done above 2 GiB)",
+    )
     group.add_argument("--config", type=Path, metavar="FILE.toml", help="take flags from a file; the command line wins")
+
+
+def _add_debugging(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("to find a defect of ours")
+    group.add_argument(
+        "--verify-each",
+        action="store_true",
+        help="run onnx.checker after every pass of the rewrite; with shapes where the draft has to add up",
+    )
+    group.add_argument(
+        "--dump-after",
+        action="append",
+        choices=DUMPS,
+        default=[],
+        metavar="PASS",
+        help="write the draft after a pass to out.after-PASS.onnx, even if the run fails (may be repeated):"
+        f" {', '.join(PASS_NAMES)}, or all",
+    )
 
 
 def _pattern_ratio(text: str) -> tuple[str, float]:
@@ -210,14 +235,14 @@ def _run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print_summary(report, make_console(stderr=args.json == "-"), verbose=args.verbose)
     if not refused:
-        page = render_html(report, result.plan) if args.report else ""
-        save_model(result.model, args.output)
-        if args.report:
-            write_text(args.report, page)
-        if args.save_plan:
-            result.plan.save(args.save_plan)
-        if json_file:
-            write_json(str(json_file), account)
+        with all_or_nothing():
+            save_model(result.model, args.output, external_data=args.save_external_data)
+            if args.report:
+                write_text(args.report, render_html(report, result.plan))
+            if args.save_plan:
+                result.plan.save(args.save_plan)
+            if json_file:
+                write_json(str(json_file), account)
         if not args.quiet:
             make_console(stderr=args.json == "-").print(f"wrote {args.output}", soft_wrap=True)
     if args.json == "-":
@@ -229,10 +254,24 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_files(args: argparse.Namespace, json_file: Path | None) -> None:
     data = Path(args.data) if args.data and os.path.exists(args.data) else None
-    check_outputs(
-        {"out.onnx": args.output, "--save-plan": args.save_plan, "--report": args.report, "--json": json_file},
-        {"in.onnx": args.input, "--masks": args.masks, "--plan": args.plan, "--config": args.config, "--data": data},
-    )
+    outputs = {"out.onnx": args.output, "--save-plan": args.save_plan, "--report": args.report, "--json": json_file}
+    for name in PASS_NAMES if "all" in args.dump_after else args.dump_after:
+        outputs[f"--dump-after {name}"] = dump_path(args.output, name)
+    inputs = {
+        "in.onnx": args.input,
+        "--masks": args.masks,
+        "--plan": args.plan,
+        "--config": args.config,
+        "--data": data,
+    }
+    weights = weights_file(args.output)
+    if any(path is not None and os.path.exists(path) for path in (weights, *outputs.values())):
+        inputs |= {f"the weights of in.onnx, {path}": path for path in external_files(args.input)}
+    if args.save_external_data or os.path.exists(weights):  # above 2 GiB it is written without being asked for
+        outputs["the weights of out.onnx"] = weights
+    check_outputs(outputs, inputs)
+    if args.save_external_data and args.output.exists() and not args.output.is_file():
+        raise UsageError(f"{args.output}: --save-external-data needs a regular file to write weights beside")
 
 
 def _not_faster(args: argparse.Namespace, report: Report) -> str:
@@ -253,8 +292,9 @@ def _not_faster(args: argparse.Namespace, report: Report) -> str:
 
 
 def _prune(args: argparse.Namespace) -> Result:
-    values = {field.name: getattr(args, field.name) for field in fields(Options)}
-    options = Options(**{**values, "input_shapes": parse_input_shapes(args.input_shapes)})
+    values = {field.name: getattr(args, field.name) for field in fields(Options) if field.name != "dump_beside"}
+    values["input_shapes"] = parse_input_shapes(args.input_shapes)
+    options = Options(**values, dump_beside=args.output if args.dump_after else None)
     console = make_console(stderr=True)
     if args.quiet or not console.is_terminal:
         with library_output_to_stderr():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ucpe_onnx import __version__
 from ucpe_onnx.errors import EXIT_FAILED, UcpeError, UsageError
 from ucpe_onnx.io import check_writable, write_text
 
@@ -75,7 +77,7 @@ def guarded(job: Callable[[], int], *, debug: bool) -> int:
     except UcpeError as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -83,16 +85,35 @@ def guarded(job: Callable[[], int], *, debug: bool) -> int:
     except BrokenPipeError:  # whoever read stdout has left; Python would complain when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except MemoryError as error:
+        if debug:
+            raise
+        print(f"error: out of memory ({_one_line(error)}); nothing was written: free some", file=sys.stderr)
+        return EXIT_FAILED
     except Exception as error:  # a defect of ours: say so instead of showing a traceback
         if debug:
             raise
-        text = " ".join(str(error).split()) or "no message"
         print(
-            f"error: internal error ({type(error).__name__}: {text}); nothing was written."
-            " Please report it with the output of the same command and --debug",
+            f"error: internal error ({type(error).__name__}: {_one_line(error)}) in {_versions()}; nothing was written."
+            " Please report it with this line and the output of the same command and --debug",
             file=sys.stderr,
         )
         return EXIT_FAILED
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no message"
+
+
+def _versions() -> str:
+    """What a report of a defect needs to name."""
+    found = [f"ucpe-onnx {__version__}"]
+    for package in ("onnx", "onnxruntime"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:  # a build of another name, such as onnxruntime-gpu
+            found.append(f"{package} of unknown version")
+    return ", ".join(found)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ def apply_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
     config: Path | None = args.config
     if config is None:
         return args
+    if config.exists() and not config.is_file() and not config.is_dir():  # a pipe or a device may never end
+        parser.error(f"--config {config}: is no regular file")
     try:
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
+from ucpe_onnx.analysis.skeleton import skeleton
+from ucpe_onnx.bounds import check_tensors
 from ucpe_onnx.errors import ModelError, UcpeError, UsageError
+from ucpe_onnx.external import (
+    ExternalDataError,
+    external_locations,
+    has_weights_to_move,
+    move_weights,
+    read_external_data,
+)
+from ucpe_onnx.parked import Parking, has_parked, model_file
+from ucpe_onnx.wire import model_size, write_model
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes that one protobuf message may hold (2 GiB), less a margin for the graph around the weights."""
@@ -20,22 +32,38 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
+def load_model(path: str | os.PathLike[str], parking: Parking | None = None) -> onnx.ModelProto:
     """Read an ONNX file, its external data included.
 
     Args:
         path: the ``.onnx`` file.
+        parking: where large weights go; None for memory.
 
     Returns:
-        The model, with every weight in memory.
+        The model, with every weight in memory or parked.
 
     Raises:
-        ModelError: the path is missing, a directory, empty or not an ONNX model, or its external data is missing.
+        ModelError: the path is missing, no regular file, empty or not an ONNX model; its external data is missing or
+            lies outside of its folder; or a tensor declares more than it holds.
     """
     file = Path(path)
+    model = _parse(file)
     try:
-        if file.is_dir():
+        read_external_data(model, file.parent, parking)
+    except (ExternalDataError, OSError) as error:
+        raise ModelError(f"{file}: external data can't be read: {_first_line(error)}") from error
+    check_tensors(model, str(file))
+    return model if parking is None else parking.park(model)
+
+
+def _parse(file: Path) -> onnx.ModelProto:
+    """The model without its external data."""
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise ModelError(f"{file}: is a directory; give the path of an .onnx model")
+        if not stat.S_ISREG(mode):  # a pipe or device may never end, or never begin
+            raise ModelError(f"{file}: is no regular file; write the model to one and give its path")
         with file.open("rb") as stream:
             start = stream.read(len(_LFS_POINTER))
         if not start:
@@ -46,31 +74,46 @@ def load_model(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise ModelError(f"{file}: no such file; give the path of an .onnx model") from error
     except (DecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file}: not an ONNX model, or truncated ({_first_line(error)}); export it again") from error
+        raise ModelError(
+            f"{file}: not an ONNX model, truncated, or nested too deeply ({_first_line(error)}); export it again"
+        ) from error
     except OSError as error:
         raise ModelError(f"{file}: can't be read ({error.strerror})") from error
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ModelError(f"{file}: holds no ONNX graph; is it an ONNX model?")
-    try:
-        onnx.load_external_data_for_model(model, str(file.parent))
-    except Exception as error:  # onnx raises several types here, from OSError to its own ValidationError
-        raise ModelError(f"{file}: external data can't be read ({_first_line(error)})") from error
     return model
 
 
-def check_model(model: onnx.ModelProto, where: str) -> None:
-    """Run ``onnx.checker`` with full shape inference.
+def external_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that hold a model's external data; none if the model can't be read."""
+    try:
+        locations = external_locations(_parse(Path(path)))
+    except ModelError:
+        return []
+    return [Path(path).parent / location for location in sorted(locations) if location and "\0" not in location]
+
+
+def check_model(model: onnx.ModelProto, where: str, *, shapes: bool = True) -> None:
+    """Run ``onnx.checker``.
 
     Args:
         model: the model to check.
         where: what to call it in the message, usually its path.
+        shapes: run full shape inference too.
 
     Raises:
         ModelError: the checker refuses the model; the message holds its first line.
     """
     try:
-        if model.ByteSize() < PROTOBUF_LIMIT:
-            onnx.checker.check_model(model, full_check=True)
+        if has_parked(model) and model.ByteSize() < PROTOBUF_LIMIT:
+            with model_file(model) as file:
+                onnx.checker.check_model(file, full_check=shapes)
+            return
+        subject = model if model_size(model) < PROTOBUF_LIMIT else skeleton(model)  # too large for the checker
+        if model_size(subject) < PROTOBUF_LIMIT:
+            onnx.checker.check_model(subject, full_check=shapes)
+    except UcpeError:
+        raise
     except Exception as error:  # the checker and shape inference raise unrelated types
         raise ModelError(f"{where}: onnx.checker refuses it: {_first_line(error)}") from error
 
@@ -85,8 +128,10 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def model_sha256(model: onnx.ModelProto) -> str:
-    """SHA-256 of a model in memory, in its deterministic serialisation, in hexadecimal."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    """SHA-256 of a model in memory, as it is written to a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    write_model(model, digest.update)
+    return digest.hexdigest()
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -109,6 +154,35 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{file}: can't be written ({error.strerror}); give a path in a writable folder") from error
 
 
+_pending: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_pending", default=None)
+"""Complete files and the names that they get when the block of :func:`all_or_nothing` ends."""
+
+
+@contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Files that the block writes appear when it ends well, in their order; if it does not, none of them does.
+
+    Raises:
+        UcpeError: a file can't be put in its place.
+    """
+    if _pending.get() is not None:
+        yield
+        return
+    pending: list[tuple[Path, Path]] = []
+    token = _pending.set(pending)
+    try:
+        yield
+        for partial, file in pending:
+            try:
+                os.replace(partial, file)
+            except OSError as error:
+                raise UcpeError(f"{file}: can't be written ({error.strerror})") from error
+    finally:
+        _pending.reset(token)
+        for partial, _ in pending:
+            partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def partial_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside ``path`` to write to; renamed to ``path`` if the block ends well, removed if it does not.
@@ -121,12 +195,18 @@ def partial_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     file = Path(os.path.realpath(file))
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    pending = _pending.get()
+    later = False
     try:
         yield partial
-        if partial.exists():
+        later = pending is not None and partial.exists()
+        if pending is not None and later:
+            pending.append((partial, file))
+        elif partial.exists():
             os.replace(partial, file)
     finally:
-        partial.unlink(missing_ok=True)
+        if not later:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -142,32 +222,43 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise UcpeError(f"{os.fspath(path)}: can't be written ({error.strerror})") from error
 
 
-def save_model(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write an ONNX file at once; above protobuf's 2 GiB the weights go to ``<name>.data`` beside it.
+def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data: bool = False) -> None:
+    """Write an ONNX file at once.
+
+    Args:
+        model: the model; not changed.
+        path: where to write it.
+        external_data: write the weights to ``<name>.data`` beside it; above protobuf's 2 GiB they always go there.
 
     Raises:
-        ModelError: the file can't be written.
+        ModelError: a file can't be written.
     """
     file = Path(path)
     try:
-        if model.ByteSize() < PROTOBUF_LIMIT:
-            with partial_file(file) as partial:
-                onnx.save_model(model, str(partial), format="protobuf")
+        if (external_data or model_size(model) >= PROTOBUF_LIMIT) and has_weights_to_move(model):
+            _save_with_external_data(model, file)
         else:
-            _save_with_external_data(model, Path(os.path.realpath(file)))
+            with partial_file(file) as partial, partial.open("wb") as stream:
+                write_model(model, stream.write)
     except (OSError, EncodeError, ValueError) as error:
         raise ModelError(f"{file}: can't be written ({_first_line(error)})") from error
 
 
+def weights_file(path: str | os.PathLike[str]) -> Path:
+    """Where :func:`save_model` writes the weights of a model that it does not keep in one file."""
+    file = Path(os.path.realpath(path))  # links stay links: the weights go beside the real file
+    return file.with_name(f"{file.name}.data")
+
+
 def _save_with_external_data(model: onnx.ModelProto, file: Path) -> None:
-    """Write both files in a folder of their own: onnx appends to a file of weights that is there already."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # onnx moves the weights out of the proto that it saves
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", suffix=".partial", dir=file.parent) as folder:
-        partial, weights = Path(folder, file.name), Path(folder, f"{file.name}.data")
-        onnx.save_model(copy, str(partial), format="protobuf", save_as_external_data=True, location=weights.name)
-        for written in (weights, partial):
-            os.replace(written, file.with_name(written.name))
+    if file.exists() and not file.is_file():
+        raise ValueError("it is no regular file, so that there is no place beside it for the weights")
+    weights = weights_file(file)
+    with all_or_nothing():
+        with partial_file(weights) as partial, partial.open("wb") as stream:
+            light = move_weights(model, weights.name, stream)
+        with partial_file(file) as partial, partial.open("wb") as stream:
+            write_model(light, stream.write)
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,6 +17,10 @@ from ucpe_onnx.errors import MaskError
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
+_HEADER, _WIDEST = 4096, 16
+"""Bytes that an array's header takes at most, and one of its elements."""
+
+
 def load_masks(path: str | os.PathLike[str], channels: Mapping[str, int]) -> dict[str, Mask]:
     """Read a mask file.
 
@@ -33,7 +37,7 @@ def load_masks(path: str | os.PathLike[str], channels: Mapping[str, int]) -> dic
     file = Path(path)
     if not file.is_file():
         raise MaskError(f"{file}: no such file; give an .npz or .json mask file")
-    raw = _read_json(file) if file.suffix == ".json" else _read_npz(file)
+    raw = _read_json(file) if file.suffix == ".json" else _read_npz(file, channels)
     try:
         return check_masks(raw, channels)
     except MaskError as error:
@@ -100,14 +104,18 @@ def _as_mask(name: str, value: Any, channels: int) -> Mask:
     return array
 
 
-def _read_npz(file: Path) -> dict[str, Any]:
+def _read_npz(file: Path, channels: Mapping[str, int]) -> dict[str, Any]:
+    most = _HEADER + _WIDEST * max(channels.values(), default=0)
     try:
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise MaskError(f"{file}: holds one bare array; expected an .npz with one boolean array per consumer")
         with archive:
+            for member in archive.zip.infolist() if archive.zip else ():
+                if member.file_size > most:  # before it is unpacked: a few bytes may stand for gigabytes
+                    raise MaskError(f"{file}: {member.filename} takes {member.file_size:,} bytes, more than any mask")
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (MemoryError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise MaskError(f"{file}: not an .npz mask file ({error})") from error
 
 

@@ -12,12 +12,16 @@ from typing import Any
 
 from ucpe_onnx.analysis.criteria import CRITERIA
 from ucpe_onnx.errors import UsageError
+from ucpe_onnx.passes import PASS_NAMES, Watch
+from ucpe_onnx.passes.watch import ALL
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, resolve_providers
 
 MODES = ("auto", "unconstrained", "constrained")
 SCOPES = ("local", "global")
+DUMPS = (ALL, *PASS_NAMES)
+"""What ``dump_after`` may name."""
 
 _MOST_THREADS = 1024
 """onnxruntime starts as many as it is told, until the machine gives in."""
@@ -48,6 +52,9 @@ class Options:
         atol: absolute tolerance, likewise.
         solver_seconds: time limit of the ordering solver, for the whole model.
         bench_seconds: time to measure latency for; 0 skips the measurement.
+        verify_each: run ``onnx.checker`` on the draft after every pass.
+        dump_after: names of passes after which the draft is written, or ``all``; of two candidates the later one's.
+        dump_beside: the path beside which, as ``<name>.after-<pass>.onnx``; the command line's is the output.
     """
 
     ratio: float = 0.25
@@ -69,6 +76,9 @@ class Options:
     atol: float | None = None
     solver_seconds: float = 10.0
     bench_seconds: float = 3.0
+    verify_each: bool = False
+    dump_after: tuple[str, ...] = ()
+    dump_beside: str | os.PathLike[str] | None = None
 
     def checked(self) -> Options:
         """Check all values; sequences become tuples and providers get their full names.
@@ -82,6 +92,7 @@ class Options:
             ignore=_as_tuple(self.ignore),
             ratio_for=tuple((pattern, ratio) for pattern, ratio in ratio_for),
             providers=resolve_providers(_as_tuple(self.providers)),
+            dump_after=_as_tuple(self.dump_after),
         )
         chosen._check_numbers()
         chosen._check_names()
@@ -91,6 +102,8 @@ class Options:
                     raise UsageError(f"{flag} and {other} exclude each other: {other} says what every consumer keeps")
         if self.masks is not None and self.plan is not None:
             raise UsageError("--masks and --plan exclude each other: a plan holds its own masks")
+        if chosen.dump_after and self.dump_beside is None:
+            raise UsageError("--dump-after needs a place to write to: give dump_beside, a path such as 'out.onnx'")
         return chosen
 
     def _check_numbers(self) -> None:
@@ -115,6 +128,7 @@ class Options:
             ("--mode", self.mode, MODES),
             ("--lowering", self.lowering, tuple(LOWERING_RULES)),
             ("--opt-level", self.opt_level, tuple(OPT_LEVELS)),
+            *(("--dump-after", name, DUMPS) for name in self.dump_after),
         ):
             if name not in known:
                 raise UsageError(f"{flag}: unknown {name!r}; choose from {', '.join(known)}")
@@ -122,6 +136,11 @@ class Options:
     def run_options(self) -> RunOptions:
         """How onnxruntime is to run models."""
         return RunOptions(self.providers, self.threads, self.opt_level)
+
+    def watch(self) -> Watch:
+        """How to look at the draft between the passes."""
+        beside = None if self.dump_beside is None else Path(self.dump_beside)
+        return Watch(self.verify_each, frozenset(self.dump_after), beside)
 
     def recorded(self) -> dict[str, Any]:
         """The options as plain values, for plans and reports; objects are named by their type."""

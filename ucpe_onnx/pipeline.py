@@ -20,6 +20,7 @@ from ucpe_onnx.io import check_model
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask, check_masks, load_masks
 from ucpe_onnx.options import Options
+from ucpe_onnx.parked import Parking, complete, give_back
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import make_plan, target_for
@@ -72,20 +73,27 @@ def prune(
         UcpeError: one line that says what is wrong with the model, the data or an option.
     """
     chosen = replace(options or Options(), **overrides).checked()
-    stages = _Stages(progress or (lambda stage: None))
+    with Parking() as parking:
+        result = _prune(model, chosen, parking, _Stages(progress or (lambda stage: None)))
+        return replace(result, model=complete(result.model))
+
+
+def _prune(model: ModelSource, chosen: Options, parking: Parking, stages: _Stages) -> Result:
+    """Everything that :func:`prune` does; the model that it returns may be parked."""
     with stages("load"):
-        source = open_source(model)
+        source = open_source(model, parking)
         feeds = prepare_feeds(source, chosen)
+        _check_expansion(source, feeds, chosen)
         accuracy = _accuracy(source.model, feeds, chosen)
     with stages("analyse"):
         traced = trace(source.model)
         check_weights(traced)
         _check_patterns(chosen, traced)
-    job = _Job(source, traced, chosen, feeds, stages, accuracy)
+    job = _Job(source, traced, chosen, feeds, stages, parking, accuracy)
     best: Result | None = None
     for candidate in job.candidates():
         with stages("emit"):
-            emitted = emit(source.model, traced, candidate.plan)
+            emitted = parking.park(emit(source.model, traced, candidate.plan, chosen.watch()))
             check_model(emitted, f"{source.label}: the emitted model")
         with stages("verify"):
             verification = job.verify(emitted, candidate.plan)
@@ -99,6 +107,13 @@ def prune(
             break
     assert best is not None, "there is always a first candidate"
     return best
+
+
+def _check_expansion(source: Source, feeds: Feeds, options: Options) -> None:
+    """With its functions expanded, a model must compute what it computes as it is."""
+    if source.original is not None:
+        found = verify(source.model, source.original, feeds.for_verification(), options.run_options())
+        found.raise_if_failed(f"{source.label}: with its functions expanded")
 
 
 def _check_patterns(options: Options, traced: Trace) -> None:
@@ -134,6 +149,7 @@ class _Stages:
         self._announce(name)
         start = time.perf_counter()
         yield
+        give_back()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
 
 
@@ -155,6 +171,7 @@ class _Job:
     options: Options
     feeds: Feeds
     stages: _Stages
+    parking: Parking
     accuracy: float | None
 
     def candidates(self) -> Iterator[_Candidate]:
@@ -206,7 +223,8 @@ class _Job:
 
     def verify(self, emitted: onnx.ModelProto, plan: Plan) -> Verification:
         """Compare the emitted model with the masked model."""
-        reference = masked_model(self.source.model, plan.masks())
+        reference = self.parking.park(masked_model(self.source.model, plan.masks()))
+        give_back()
         options = self.options
         found = verify(
             emitted,
@@ -216,6 +234,7 @@ class _Job:
             rtol=options.rtol,
             atol=options.atol,
         )
+        self.parking.discard(reference, self.source.model)
         found.raise_if_failed(self.source.label)
         return found
 

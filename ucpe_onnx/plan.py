@@ -157,6 +157,8 @@ class Plan:
             MaskError: the file can't be read or holds no plan.
         """
         file = Path(path)
+        if file.exists() and not file.is_file() and not file.is_dir():  # a pipe or a device may never end
+            raise MaskError(f"{file}: is no regular file; give a plan that --save-plan wrote")
         try:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -10,9 +10,13 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.external_data_helper import uses_external_data
 
+from ucpe_onnx.bounds import all_tensors, check_memory, check_tensors
 from ucpe_onnx.errors import ModelError, UsageError
+from ucpe_onnx.functions import check_functions, inline_functions
 from ucpe_onnx.io import check_model, file_sha256, load_model, model_sha256
 from ucpe_onnx.naming import node_names
+from ucpe_onnx.parked import Parking
+from ucpe_onnx.wire import model_size
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | gs.Graph"
 
@@ -22,45 +26,56 @@ class Source:
     """A checked input model.
 
     Attributes:
-        model: the model with all weights in memory and a unique name for every node, without which onnxruntime would
-            not load it.
+        model: the model with all weights in memory or parked, its local functions expanded, and a unique name for every
+            node, without which onnxruntime would not load it.
         label: its path, or what else to call it in messages.
         sha256: of the file's bytes, or of the serialised model.
         size: bytes of the serialised model as it was given.
+        original: the model before its local functions were expanded, None if it calls none.
     """
 
     model: onnx.ModelProto
     label: str
     sha256: str
     size: int
+    original: onnx.ModelProto | None = None
 
 
-def open_source(model: ModelSource) -> Source:
+def open_source(model: ModelSource, parking: Parking | None = None) -> Source:
     """Load and check an input model.
 
     Args:
         model: path of an ``.onnx`` file, a ModelProto, or an onnx-graphsurgeon Graph.
+        parking: where large weights go; None for memory.
 
     Returns:
-        The checked model, its nodes named; what was given is not changed.
+        The checked model, its functions expanded and its nodes named; what was given is not changed.
 
     Raises:
-        ModelError: it can't be read or ``onnx.checker`` refuses it.
+        ModelError: it can't be read, ``onnx.checker`` refuses it, or it asks for more memory than there is.
         UsageError: an object of another type.
     """
     if isinstance(model, gs.Graph):
         model = gs.export_onnx(model)
     if isinstance(model, onnx.ModelProto):
+        check_tensors(model, "the model")
         _check_complete(model)
-        proto, label, sha256 = model, "the model", model_sha256(model)
+        label, sha256 = "the model", model_sha256(model)
+        proto = model if parking is None else parking.park(model)
     elif isinstance(model, (str, os.PathLike)):
-        proto, label, sha256 = load_model(model), os.fspath(model), file_sha256(model)
+        proto, label, sha256 = load_model(model, parking), os.fspath(model), file_sha256(model)
     else:
         raise UsageError(
             f"can't prune a {type(model).__name__}: give a path, an onnx.ModelProto or a graphsurgeon Graph"
         )
+    check_functions(proto, label)
     check_model(proto, label)
-    return Source(_named(proto), label, sha256, proto.ByteSize())
+    inlined = inline_functions(proto)
+    if inlined is not proto:
+        check_model(inlined, f"{label}: with its functions expanded")
+    named = _named(inlined)
+    check_memory(named, label)
+    return Source(named, label, sha256, model_size(proto), None if inlined is proto else proto)
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -77,9 +92,9 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _check_complete(model: onnx.ModelProto) -> None:
     """Refuse a proto whose weights are still in other files: from here on nobody knows where."""
-    for tensor in model.graph.initializer:
+    for tensor in all_tensors(model):
         if uses_external_data(tensor):
             raise ModelError(
-                f"the model's initializer {tensor.name!r} lies in another file; give the path of the model, or load"
+                f"the model's tensor {tensor.name!r} lies in another file; give the path of the model, or load"
                 " its external data first"
             )

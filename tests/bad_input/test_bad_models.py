@@ -25,7 +25,7 @@ def wrong_checker() -> bytes:
 BAD_MODELS = {
     "empty": (b"", "is empty"),
     "text": (b"hello world\n", "not an ONNX model"),
-    "truncated": (branches().SerializeToString()[:700], "not an ONNX model, or truncated"),
+    "truncated": (branches().SerializeToString()[:700], "not an ONNX model, truncated"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "no graph": (onnx.ModelProto(ir_version=8).SerializeToString(), "holds no ONNX graph"),
     "checker": (wrong_checker(), "onnx.checker refuses it"),

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
+import onnxruntime as ort
 import pytest
 
 from tests.bad_input.running import refused, snapshot
 from tests.builders import Net
 from tests.models_small import elementwise, write
-from ucpe_onnx import inspect
+from ucpe_onnx import __version__, inspect
 from ucpe_onnx.cli import main
 from ucpe_onnx.errors import ModelError
 
@@ -137,22 +139,50 @@ def test_a_defect_is_one_line_that_asks_for_a_report(folder, capfd, monkeypatch)
     assert main(["in.onnx", "out.onnx"]) == 1
     out, err = capfd.readouterr()
     assert len(err.splitlines()) == 1 and "internal error (KeyError" in err and "--debug" in err and out == ""
+    assert f"in ucpe-onnx {__version__}, onnx {onnx.__version__}, onnxruntime {ort.__version__};" in err
     assert snapshot(folder) == before
     with pytest.raises(KeyError):
         main(["in.onnx", "out.onnx", "--debug"])
 
 
+def test_a_defect_in_a_pass_leaves_nothing(folder, capfd, monkeypatch):
+    """Whichever pass it is, and with drafts of the passes before it on the disk only where they were asked for."""
+
+    def broken(self: object, draft: object) -> None:
+        raise IndexError("list index out of range")
+
+    for name in ("PruneWeights", "DeclareConstants"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"ucpe_onnx.passes.{name}.run", broken)
+            outputs = ["--report", "r.html", "--save-plan", "p.json", "--json", "j.json", "--save-external-data"]
+            assert main(["in.onnx", "out.onnx", "--bench-seconds", "0", *outputs]) == 1
+            err = capfd.readouterr().err
+            assert len(err.splitlines()) == 1 and "internal error (IndexError" in err
+            assert os.listdir(folder) == ["in.onnx"]
+
+
+def test_lack_of_memory_is_no_defect(folder, capfd, monkeypatch):
+    def large(*_: object) -> None:
+        raise MemoryError("Unable to allocate 1. TiB")
+
+    monkeypatch.setattr("ucpe_onnx.pipeline.trace", large)
+    assert main(["in.onnx", "out.onnx"]) == 1
+    assert capfd.readouterr().err == (
+        "error: out of memory (Unable to allocate 1. TiB); nothing was written: free some\n"
+    )
+
+
 @pytest.mark.parametrize("step", ["render_html", "save_model", "write_json"])
-def test_a_failure_while_writing_leaves_no_partial_file(folder, capfd, monkeypatch, step):
+def test_a_failure_while_writing_leaves_everything_as_it_was(folder, capfd, monkeypatch, step):
     def broken(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(f"ucpe_onnx.cli.{step}", broken)
+    (folder / "o").write_bytes(b"earlier")
     status = main(["in.onnx", "o", "--bench-seconds", "0", "-q", "--report", "r.html", "--json", "j.json"])
     err = capfd.readouterr().err
     assert status == 1 and "No space left" in err and len(err.splitlines()) == 1
-    left = set(os.listdir(folder))
-    assert left == ({"in.onnx", "o", "r.html"} if step == "write_json" else {"in.onnx"})
+    assert set(os.listdir(folder)) == {"in.onnx", "o"} and (folder / "o").read_bytes() == b"earlier"
 
 
 # The real thing
@@ -198,3 +228,11 @@ def test_a_reader_that_leaves_early_is_no_error_message(folder, read):
         process.stdout.read(read)
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("flag", ["--plan", "--masks", "--config"])
+def test_pipes_that_may_never_end(fails, folder, flag) -> None:
+    os.mkfifo(folder / "pipe")
+    usage = flag == "--config"
+    assert "pipe" in fails("in.onnx", "out.onnx", flag, "pipe", code=2 if usage else 1, usage=usage)

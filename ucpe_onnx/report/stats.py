@@ -10,10 +10,13 @@ from typing import Any
 import onnx
 
 from ucpe_onnx.analysis.graph import GraphView
+from ucpe_onnx.bounds import all_tensors
+from ucpe_onnx.wire import model_size
 
 COPIES = ("Gather", "Slice", "Split", "Concat", "Pad")
 """Operators that only select or move channels."""
 
+_QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -22,7 +25,7 @@ class ModelStats:
     """Size of a model.
 
     Attributes:
-        parameters: elements of its floating-point initializers and Constant nodes.
+        parameters: elements of its floating-point tensors, in subgraphs too, and of 8-bit ones with two axes or more.
         macs: multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for one run on the given input shapes; None
             if a shape can't be inferred.
         bytes: of the serialised model.
@@ -55,16 +58,18 @@ def model_stats(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
         shapes: the input shapes to count multiply-accumulates for, by input name.
     """
     graph = model.graph
-    constants = [a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"]
-    tensors = [*graph.initializer, *constants]
     operators = [node.op_type for node in graph.node]
     return ModelStats(
-        parameters=sum(math.prod(t.dims) for t in tensors if t.data_type in _FLOATS),
+        parameters=sum(math.prod(t.dims) for t in all_tensors(model) if _holds_weights(t)),
         macs=count_macs(model, shapes),
-        bytes=model.ByteSize(),
+        bytes=model_size(model),
         nodes=len(operators),
         copies={op: operators.count(op) for op in COPIES},
     )
+
+
+def _holds_weights(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type in _FLOATS or (tensor.data_type in _QUANTISED and len(tensor.dims) > 1)
 
 
 def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:

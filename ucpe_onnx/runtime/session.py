@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
@@ -18,6 +18,8 @@ from google.protobuf.message import EncodeError
 
 from ucpe_onnx.errors import ModelError, UsageError
 from ucpe_onnx.io import PROTOBUF_LIMIT
+from ucpe_onnx.parked import complete, has_parked, model_file
+from ucpe_onnx.wire import model_size
 
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
@@ -247,7 +249,11 @@ def _load(model: bytes | str, settings: Any, providers: tuple[str, ...], where: 
 
 
 def _load_proto(model: onnx.ModelProto, settings: Any, providers: tuple[str, ...], where: str) -> Any:
-    if not _too_large(model):
+    if has_parked(model) and not _too_large(model.ByteSize):
+        with model_file(model) as path:
+            return _load(path, settings, providers, where)
+    model = complete(model)
+    if not _too_large(lambda: model_size(model)):
         return _load(model.SerializeToString(), settings, providers, where)
     # onnx moves the weights of the very proto that it is given out to the file: save a copy.
     copy = onnx.ModelProto()
@@ -266,9 +272,9 @@ def _load_proto(model: onnx.ModelProto, settings: Any, providers: tuple[str, ...
         return _load(path, settings, providers, where)
 
 
-def _too_large(model: onnx.ModelProto) -> bool:
+def _too_large(size: Callable[[], int]) -> bool:
     try:
-        return bool(model.ByteSize() >= PROTOBUF_LIMIT)
+        return size() >= PROTOBUF_LIMIT
     except (EncodeError, ValueError):  # some versions of protobuf refuse to count that far
         return True
 
