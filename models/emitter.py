@@ -56,40 +56,46 @@ class Emitter:
     so on, its nodes lie under "/layer1/layer1.0/conv1/".
     """
 
-    def __init__(self, name: str, *, seed: int, opset: int, batch: int | str, image: int) -> None:
+    def __init__(self, name: str, *, seed: int, opset: int, shape: Shape, inputs: Sequence[str] = ()) -> None:
         if opset not in OPSETS:
             raise ValueError(f"opset {opset}: the builders write opsets {OPSETS.start} to {OPSETS.stop - 1}")
         self.opset = opset
-        self.batch = batch
+        self.batch = shape[0]
         self._rng = np.random.default_rng(seed)
         self._names: Counter[str] = Counter()
         self._parameters: dict[str, Array] = {}
-        shape: Shape = (batch, 3, image, image)
-        self.input = Value(gs.Variable("input", dtype=np.float32, shape=shape), shape)
-        self._graph = gs.Graph(name=name, opset=opset, inputs=[self.input.tensor])
+        dtype = np.int64 if inputs else np.float32
+        tensors = [gs.Variable(tensor, dtype=dtype, shape=shape) for tensor in inputs or ["input"]]
+        self.inputs = [Value(tensor, shape) for tensor in tensors]
+        self.input = self.inputs[0]
+        self._graph = gs.Graph(name=name, opset=opset, inputs=tensors)
 
     def emit(
         self,
         op: str,
-        inputs: Sequence[Value],
+        inputs: Sequence[Value | None],
         module: str = "",
         *,
         shape: Shape | None = None,
         power: float | None = None,
         **attrs: Any,
     ) -> Value:
-        """Append a node with one output, which has the first input's shape and power unless told otherwise."""
+        """Append a node with one output, which has the first input's shape and power unless told otherwise.
+
+        An input that is None is left out, as optional ones may be.
+        """
         (tensor,) = self._append(op, inputs, module, 1, attrs)
         first = inputs[0]
+        assert first is not None, f"{op} of {module}: a first input is never optional"
         return Value(tensor, first.shape if shape is None else shape, first.power if power is None else power)
 
-    def emit_split(self, x: Value, module: str, parts: int, axis: int) -> list[Value]:
-        """Append a Split into equal parts."""
-        width = int(x.shape[axis]) // parts
-        sizes = self.constant(np.full(parts, width, dtype=np.int64), module)
-        tensors = self._append("Split", [x, sizes], module, parts, {"axis": axis})
-        shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
-        return [Value(tensor, shape, x.power) for tensor in tensors]
+    def emit_split(self, x: Value, module: str, parts: int | Sequence[int], axis: int) -> list[Value]:
+        """Append a Split into equal parts, or parts of given sizes."""
+        sizes = [int(x.shape[axis]) // parts] * parts if isinstance(parts, int) else list(parts)
+        given = self.constant(np.array(sizes, dtype=np.int64), module)
+        tensors = self._append("Split", [x, given], module, len(sizes), {"axis": axis})
+        shapes = [(*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in sizes]
+        return [Value(tensor, shape, x.power) for tensor, shape in zip(tensors, shapes, strict=True)]
 
     def parameter(self, name: str, values: Array) -> Value:
         """Make an initializer."""
@@ -114,12 +120,14 @@ class Emitter:
         """Draw a vector of uniform values."""
         return (low + (high - low) * self._rng.random(size, dtype=np.float32)).astype(np.float32)
 
-    def finish(self, output: Value) -> onnx.ModelProto:
-        """Name the network's output and export the model."""
-        output.tensor.name = "output"
-        output.tensor.dtype = np.float32
-        output.tensor.shape = output.shape
-        self._graph.outputs = [output.tensor]
+    def finish(self, outputs: Value | Sequence[Value]) -> onnx.ModelProto:
+        """Name the network's outputs ("output", or "output0" and so on) and export the model."""
+        ends = [outputs] if isinstance(outputs, Value) else list(outputs)
+        for index, value in enumerate(ends):
+            value.tensor.name = f"output{index}" if len(ends) > 1 else "output"
+            value.tensor.dtype = np.float32
+            value.tensor.shape = value.shape
+        self._graph.outputs = [value.tensor for value in ends]
         model: onnx.ModelProto = gs.export_onnx(self._graph, producer_name="ucpe-onnx-models")
         # The export copies every tensor four times, seconds for a large network: it sees empty ones, filled in here.
         for tensor in model.graph.initializer:
@@ -130,11 +138,12 @@ class Emitter:
         return model
 
     def _append(
-        self, op: str, inputs: Sequence[Value], module: str, outputs: int, attrs: Mapping[str, Any]
+        self, op: str, inputs: Sequence[Value | None], module: str, outputs: int, attrs: Mapping[str, Any]
     ) -> list[Any]:
         name = self._unique(f"{_scope(module)}/{op}")
         tensors = [gs.Variable(f"{name}_output_{index}") for index in range(outputs)]
-        node = gs.Node(op, name, dict(attrs), [value.tensor for value in inputs], tensors)
+        given = [gs.Variable.empty() if value is None else value.tensor for value in inputs]
+        node = gs.Node(op, name, dict(attrs), given, tensors)
         self._graph.nodes.append(node)
         return tensors
 
