@@ -45,7 +45,7 @@ def cells(code: int, report: dict[str, Any] | None, message: str) -> list[str]:
     return [
         str(code),
         report["mode"],
-        f"{1 - after['parameters'] / before['parameters']:.0%}",
+        f"{1 - after['parameters'] / before['parameters']:.0%}" if before["parameters"] else "",
         f"{1 - after['macs'] / before['macs']:.0%}" if before["macs"] and after["macs"] else "",
         " ".join(f"{count:+d} {op}" for op, count in report["copies_added"].items()),
         f"{latency['ratio']:.3f} ({latency['low']:.3f}-{latency['high']:.3f})",

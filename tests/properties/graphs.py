@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
+from hypothesis import reject
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties.layers import _CHANNELS, _OPSETS, Layers
+from tests.properties import lengths, pointwise, quantised, regrouping, sequences
+from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
-class Grower(Layers):
-    """Adds operators that join, cut and regroup, too, one random step at a time."""
+class Grower(
+    pointwise.Pointwise, regrouping.Regrouping, sequences.Sequences, quantised.Quantised, lengths.Lengths, Layers
+):
+    """Adds operators that join and cut, too, one random step at a time."""
 
-    def grow(self) -> None:
-        getattr(self, self.pick(STEPS))()
+    def grow(self, themes: Sequence[Mapping[str, int]]) -> None:
+        theme = self.pick(themes)
+        getattr(self, self.pick([step for step, weight in theme.items() for _ in range(weight)]))()
 
     # Joining and cutting
 
@@ -35,7 +40,7 @@ class Grower(Layers):
             elif kind == "conv":
                 other = self.net.conv(x, self.pick(_CHANNELS))
             operands.append(other or x)
-        self.keep(self.net.op("Concat", *self.draw(st.permutations(operands)), axis=self.axis(1, 4)))
+        self.keep(self.net.op("Concat", *self.permuted(operands), axis=self.axis(1, 4)))
 
     def concat_space(self) -> None:
         x = self.tensor(4)
@@ -89,7 +94,7 @@ class Grower(Layers):
             parts = self.net.ops("Split", x, outputs=count, axis=1, num_outputs=count)
         else:
             parts = self.net.split(x, sizes, self.axis(1, len(self.shape(x))))
-        self.keep(*self.draw(st.permutations(parts)))
+        self.keep(*self.permuted(parts))
 
     def swap_halves(self) -> None:
         x = self.tensor(4, lambda s: s[1] > 1)
@@ -97,12 +102,6 @@ class Grower(Layers):
             first = self.int(1, self.shape(x)[1] - 1)
             a, b = self.net.split(x, [first, self.shape(x)[1] - first])
             self.keep(self.net.op("Concat", b, a, axis=1))
-
-    def gather(self) -> None:
-        x = self.tensor(4)
-        if x is not None:
-            index = [self.int(0, self.shape(x)[1] - 1) for _ in range(self.int(1, 3))]
-            self.keep(self.net.op("Gather", x, self.net.ints(*index), axis=1))
 
     # Other shapes
 
@@ -152,9 +151,9 @@ class Grower(Layers):
             self.keep(self.linear_on(x))
 
     def transpose(self) -> None:
-        x = self.tensor()
+        x = self.tensor(good=bool)
         if x is not None:
-            self.keep(self.net.op("Transpose", x, perm=self.draw(st.permutations(range(len(self.shape(x)))))))
+            self.keep(self.net.op("Transpose", x, perm=self.permuted(range(len(self.shape(x))))))
 
     def flatten(self) -> None:
         x = self.tensor(4)
@@ -212,13 +211,6 @@ class Grower(Layers):
         targets += [(n, g, c // g, h, w) for g in range(2, c) if c % g == 0]
         self.keep(self.net.reshape(x, *self.pick(targets)))
 
-    def shuffle(self) -> None:
-        x = self.tensor(4, lambda s: s[1] % 2 == 0)
-        if x is not None:
-            n, c, h, w = self.shape(x)
-            y = self.net.op("Transpose", self.net.reshape(x, n, 2, c // 2, h, w), perm=[0, 2, 1, 3, 4])
-            self.keep(self.net.reshape(y, n, c, h, w))
-
     def attention(self) -> None:
         x = self.tensor(3, lambda s: s[1] * s[2] <= 256)
         if x is not None:
@@ -240,56 +232,13 @@ class Grower(Layers):
         if x is not None:
             self.keep(self.net.unsqueeze(x, [2, 3] if len(self.shape(x)) == 2 else [self.int(0, 3)]))
 
-    # Lengths at run time
-
-    def runtime_reshape(self) -> None:
-        """The exporters' ``x.view(y.size(0), y.size(1), -1)``."""
-        x = self.tensor(4)
-        if x is None:
-            return
-        n, c, h, w = self.shape(x)
-        y = self.tensor(4, lambda s: s[:2] == (n, c)) or x
-        lengths = self.net.op("Shape", y)
-        if self.flag():
-            parts = [self.net.op("Gather", lengths, self.net.ints(i), axis=0) for i in (0, 1)]
-        else:
-            parts = [self.net.slice(lengths, [0], [0], [2])]
-        target = self.net.op("Concat", *parts, self.net.ints(-1), axis=0)
-        self.keep(self.net.ops("Reshape", x, target, shapes=[(n, c, h * w)])[0])
-
-    def runtime_length(self) -> None:
-        """A value that depends on the number of channels."""
-        x = self.tensor(4)
-        if x is not None:
-            count = self.net.op(
-                "Cast", self.net.op("Gather", self.net.op("Shape", x), self.net.ints(1)), to=TensorProto.FLOAT
-            )
-            self.keep(self.net.op("Mul", x, self.net.op("Sqrt", self.net.op("Reciprocal", count))))
-
-    def expand(self) -> None:
-        x = self.tensor(4)
-        if x is not None:
-            filled = self.net.ops(
-                "Expand", self.net.weight(np.float32(0.5)), self.net.op("Shape", x), shapes=[self.shape(x)]
-            )
-            self.keep(self.net.op("Add", x, filled[0]))
-
     # Operators that the analysis does not know, and subgraphs
 
     def unknown(self) -> None:
         x = self.tensor(4)
-        if x is None:
-            return
-        kind = self.pick(["CumSum", "Einsum", "ReverseLast", "DepthToSpace"])
-        if kind == "CumSum" and self.net.opset >= 11:
-            self.keep(self.net.op("CumSum", x, self.net.weight(np.int64(1))))
-        elif kind == "Einsum" and self.net.opset >= 12:
-            matrix = self.net.weight(self.net.normal(3, self.shape(x)[1]))
-            self.keep(self.net.op("Einsum", x, matrix, equation="nchw,oc->nohw"))
-        elif kind == "ReverseLast" and self.net.opset >= 10:
-            self.keep(self.net.slice(x, [1], [-1], [-(2**31)], [-1]))
-        elif self.shape(x)[1] % 4 == 0:
-            self.keep(self.net.op("DepthToSpace", x, blocksize=2))
+        if x is not None and self.net.opset >= 10:
+            length = self.net.ints(*[self.shape(x)[1]] * self.shape(x)[0])
+            self.keep(self.net.op("ReverseSequence", x, length, batch_axis=0, time_axis=1))
 
     def branch(self) -> None:
         """An If whose bodies read a tensor of the outer graph."""
@@ -311,47 +260,86 @@ class Grower(Layers):
         self.keep(y)
 
 
-STEPS = [
-    *["conv"] * 6, *["reader"] * 3, *["two"] * 4, *["concat"] * 4, *["unary"] * 3, *["gemm"] * 3, *["depthwise"] * 2,
-    *["slice"] * 2, *["split"] * 2, *["normalise"] * 2, *["pool"] * 2, *["global_pool"] * 2, *["pad"] * 2,
-    *["with_constant"] * 2, *["flatten"] * 2, *["linear"] * 2, "conv_1d", "grouped_conv", "conv_transpose",
-    "squeeze_excite", "clip", "prelu", "spread", "where", "softmax", "layer_norm", "reduce", "concat_space", "middle",
-    "swap_halves", "gather", "resize", "to_last", "transpose", "tokens", "from_tokens", "reshape", "shuffle",
-    "attention", "squeeze", "unsqueeze", "runtime_reshape", "runtime_length", "expand", "unknown", "branch",
-]  # fmt: skip
-"""Names of the methods of Grower that append operators; repeated ones are drawn more often."""
+WEIGHTS = {
+    "conv": 6, "two": 4, "concat": 4, "reader": 3, "unary": 3, "gemm": 3, "depthwise": 2, "slice": 2, "split": 2,
+    "normalise": 2, "pool": 2, "global_pool": 2, "pad": 2, "with_constant": 2, "flatten": 2, "linear": 2, "conv_1d": 1,
+    "grouped_conv": 1, "conv_transpose": 1, "squeeze_excite": 1, "clip": 1, "prelu": 1, "spread": 1, "where": 1,
+    "softmax": 1, "layer_norm": 1, "reduce": 1, "concat_space": 1, "middle": 1, "swap_halves": 1, "resize": 1,
+    "to_last": 1, "transpose": 1, "tokens": 1, "from_tokens": 1, "reshape": 1, "attention": 1, "squeeze": 1,
+    "unsqueeze": 1, "unknown": 1, "branch": 1,
+}  # fmt: skip
+"""Steps of this module and of Layers, with how often they are drawn."""
+
+THEMES = [
+    WEIGHTS,
+    WEIGHTS,
+    pointwise.WEIGHTS,
+    regrouping.WEIGHTS,
+    sequences.WEIGHTS,
+    quantised.WEIGHTS,
+    lengths.WEIGHTS,
+]
+"""Each is drawn equally often; the first, of what most models are made of, twice."""
+
+
+Case = tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]
+"""A model and the shapes to feed it."""
 
 
 @st.composite
-def models(draw: Callable[[st.SearchStrategy], object]) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    """Valid and small models with one to three inputs and any number of outputs; with shapes to feed them."""
-    opset = draw(st.sampled_from(_OPSETS))
-    ir_version = draw(st.sampled_from([3, 4])) if opset == 9 else 8 if opset < 18 else 10
-    net = Net(opset=opset, ir_version=ir_version, seed=draw(st.integers(0, 99)))
-    grower = Grower(draw, net)
-    batch, size = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([1, 2, 4, 5]))
-    for index in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
-        channels = draw(st.sampled_from([1, 2, 3, 8, 16]))
-        grower.keep(net.input(f"input{index}", (batch, channels, size, size)))
+def models(draw: Callable[[st.SearchStrategy], object], most_steps: int = 12) -> Case:
+    """Valid and small models with one or more inputs and any number of outputs; with shapes to feed them."""
+    try:
+        return grown(lambda below: draw(st.integers(0, below - 1)), most_steps)
+    except onnx.shape_inference.InferenceError:  # computed sizes that onnx itself fails to follow
+        reject()
+
+
+def grown(choose: Choose, most_steps: int = 12) -> Case:
+    """A model by any source of choices."""
+    drawer = Layers(choose, Net())
+    opset = drawer.pick(_OPSETS)
+    ir_version = drawer.pick([4, 3]) if opset == 9 else 8 if opset < 18 else 10 if opset < 23 else 12
+    net = Net(opset=opset, ir_version=ir_version, seed=drawer.int(0, 99))
+    grower = Grower(choose, net)
+    batch, size = grower.pick([1, 1, 2]), grower.pick([1, 2, 4, 4, 5])
+    for index in range(grower.pick([1, 1, 1, 2, 3])):
+        grower.keep(net.input(f"input{index}", (batch, grower.pick([1, 2, 3, 8, 16]), size, size)))
     grower.conv()
     grower.reader()
-    for _ in range(draw(st.integers(1, 12))):
-        grower.grow()
-    read = {name for node in net.nodes for name in node.input}
-    made = [name for name in grower.tensors if not name.startswith("input")]
-    leaves = [name for name in made if name not in read]
-    if draw(st.booleans()):
-        leaves = leaves[-1:]
-    leaves = [grower.head(name) if draw(st.integers(0, 3)) else name for name in leaves]
-    leaves += draw(st.lists(st.sampled_from(made), max_size=1)) if draw(st.booleans()) else []
-    net.output(*dict.fromkeys(leaves))
-    if draw(st.integers(0, 5)) == 0 and net.ir_version > 3:
-        net.declare(draw(st.sampled_from(sorted(net.constants.keys() & net.initializers.keys()))))
+    themes = grower.pick([THEMES, THEMES, *([WEIGHTS, theme] for theme in THEMES[2:])])
+    for _ in range(grower.int(1, most_steps)):
+        grower.grow(themes)
+    net.output(*_leaves(grower))
+    if grower.choose(6) == 5 and net.ir_version > 3:
+        net.declare(grower.pick(sorted(net.constants.keys() & net.initializers.keys())))
     model = net.model()
-    if draw(st.booleans()):
+    if grower.flag():
         model = onnx.shape_inference.infer_shapes(model)
-    unknown = draw(st.sampled_from([(), (), (0,), (2, 3), (0, 2, 3), (0, 1, 2, 3)]))
+    _declare_contributed(model, net)
+    unknown = grower.pick([(), (), (0,), (2, 3), (0, 2, 3), (0, 1, 2, 3)])
     return _loosened(model, unknown), net.shapes
+
+
+def _leaves(grower: Grower) -> list[str]:
+    """What becomes an output: all that nothing reads or the last of it, mostly behind a reader, maybe more."""
+    read = {name for node in grower.net.nodes for name in node.input}
+    made = [name for name in grower.tensors if not name.startswith(("input", "ids"))]
+    leaves = [name for name in made if name not in read]
+    leaves = leaves[-1:] if grower.flag() else leaves
+    leaves = [name if not grower.choose(4) else grower.head(name) for name in leaves]
+    leaves += [grower.pick(made)] if not grower.choose(4) else []
+    return list(dict.fromkeys(leaves))
+
+
+def _declare_contributed(model: onnx.ModelProto, net: Net) -> None:
+    """Shape inference knows nothing of other domains; models that hold their operators declare what these make."""
+    known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
+    for name in (name for node in model.graph.node if node.domain for name in node.output):
+        if name not in known:
+            model.graph.value_info.append(
+                helper.make_tensor_value_info(name, net.elem_type(name), list(net.shapes[name]))
+            )
 
 
 def _loosened(model: onnx.ModelProto, axes: tuple[int, ...]) -> onnx.ModelProto:
@@ -361,8 +349,9 @@ def _loosened(model: onnx.ModelProto, axes: tuple[int, ...]) -> onnx.ModelProto:
     stored = {tensor.name for tensor in model.graph.initializer}
     for value in loose.graph.input:
         if value.name not in stored:
-            for axis in axes:
-                value.type.tensor_type.shape.dim[axis].dim_param = "NCHW"[axis]
+            for axis in (a for a in axes if a < len(value.type.tensor_type.shape.dim)):
+                shared = value.name.startswith("input") and axis != 1  # the same length means the same name
+                value.type.tensor_type.shape.dim[axis].dim_param = "NCHW"[axis] if shared else f"{value.name}_{axis}"
     del loose.graph.value_info[:]
     for value in loose.graph.output:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):

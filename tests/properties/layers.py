@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
-from hypothesis import strategies as st
+import onnx
 
 from tests.builders import Net
 
-_OPSETS = (9, 11, 13, 17, 18, 21)
+T = TypeVar("T")
+Choose = Callable[[int], int]
+"""Some number below the given one: all randomness of the graphs, so that hypothesis or a seed may provide it."""
+
+_OPSETS = (17, 9, 10, 11, 12, 13, 13, 14, 15, 16, 17, 18, 18, 19, 20, 21, 23, 24)
 _CHANNELS = (1, 2, 3, 4, 5, 6, 8, 8, 12, 16, 20, 32)
 _UNARY = [
     "Relu", "Sigmoid", "Tanh", "LeakyRelu", "Neg", "Abs", "Softplus", "Elu", "Erf", "Cos", "Identity", "Dropout",
@@ -22,26 +27,37 @@ class Layers:
     """Adds random layers to a net; knows which tensors there are to build on.
 
     Args:
-        draw: hypothesis' draw function.
+        choose: makes all choices.
         net: the net.
     """
 
-    def __init__(self, draw: Callable[[st.SearchStrategy], object], net: Net) -> None:
-        self.draw, self.net = draw, net
+    def __init__(self, choose: Choose, net: Net) -> None:
+        self.choose, self.net = choose, net
         self.tensors: list[str] = []
         self.kernels: list[str] = []
         """Convolution weights that another convolution may share."""
 
     # Drawing
 
-    def pick(self, choices):
-        return self.draw(st.sampled_from(list(choices)))
+    def pick(self, choices: Iterable[T]) -> T:
+        given = list(choices)
+        return given[self.choose(len(given))]
 
     def int(self, low: int, high: int) -> int:
-        return self.draw(st.integers(low, high))
+        return low + self.choose(high - low + 1)
 
     def flag(self) -> bool:
-        return self.draw(st.booleans())
+        return bool(self.choose(2))
+
+    def permuted(self, values: Sequence[T]) -> list[T]:
+        left = list(values)
+        return [left.pop(self.choose(len(left))) for _ in range(len(left))]
+
+    def knows(self, op_type: str) -> bool:
+        """Whether the net's opset has an operator."""
+        return (
+            onnx.defs.has(op_type, self.net.opset, "") and not onnx.defs.get_schema(op_type, self.net.opset).deprecated
+        )
 
     def axis(self, axis: int, rank: int) -> int:
         """An axis counted from the front or, where the opset knows that, from the back."""
@@ -142,7 +158,7 @@ class Layers:
             gate = self.net.op("GlobalAveragePool", x)
             gate = self.net.op("Relu", self.net.conv(gate, self.pick(_CHANNELS)))
             gate = self.net.op("Sigmoid", self.net.conv(gate, self.shape(x)[1]))
-            self.keep(self.net.op("Mul", *self.draw(st.permutations([x, gate]))))
+            self.keep(self.net.op("Mul", *self.permuted([x, gate])))
 
     def reader(self) -> None:
         """Two convolutions that read the same tensor: where unconstrained masks differ."""
@@ -152,6 +168,8 @@ class Layers:
 
     def head(self, x: str) -> str:
         """Something that reads the channels, so that these are not the graph's output themselves."""
+        if len(self.shape(x)) < 2:
+            return x
         if len(self.shape(x)) == 2:
             return self.net.gemm(x, 2)
         return self.net.conv(x, 2) if len(self.shape(x)) == 4 else self.linear_on(x)
@@ -190,7 +208,7 @@ class Layers:
         value = self.net.normal(*shape)
         other = self.hidden(value)
         op_type = self.pick(["Add", "Mul", "Sub", "Max", "Min"])
-        self.keep(self.net.op(op_type, *self.draw(st.permutations([x, other]))))
+        self.keep(self.net.op(op_type, *self.permuted([x, other])))
 
     def spread(self) -> None:
         """A constant that broadcasts the activation, so that channels come from the constant."""
@@ -209,7 +227,7 @@ class Layers:
             source = self.tensor(4, lambda s: (s[0], *s[2:]) == (n, h, w))
             y = self.net.conv(source or x, c)
         op_type = self.pick(["Add", "Add", "Mul", "Sub", "Max", "Sum"])
-        self.keep(self.net.op(op_type, *self.draw(st.permutations([x, y or x])), name=self.name(op_type)))
+        self.keep(self.net.op(op_type, *self.permuted([x, y or x]), name=self.name(op_type)))
 
     def where(self) -> None:
         x = self.tensor(4)
@@ -248,7 +266,8 @@ class Layers:
             axis = self.int(max(1, rank - 2), rank - 1)
             shape = self.shape(x)[axis:]
             scale = self.net.weight(self.net.normal(*shape))
-            self.keep(self.net.op("LayerNormalization", x, scale, axis=self.pick([axis, axis - rank]), epsilon=0.1))
+            op_type = self.pick(["LayerNormalization", *["RMSNormalization"] * self.knows("RMSNormalization")])
+            self.keep(self.net.op(op_type, x, scale, axis=self.pick([axis, axis - rank]), epsilon=0.1))
 
     # Pools and reductions
 

@@ -1,0 +1,140 @@
+"""Share of the parameters that constrained pruning at ratio 0.5 removes from each architecture, and onnxsim's share.
+
+    python -m benchmarks.coverage [MODEL.onnx | ARCHITECTURE ...] [--ratio 0.5] [--json FILE] [--markdown FILE]
+
+Without models: every architecture of ``models/``, at a small image size. A row of ours counts if ``prune`` verified the
+emitted model against the masked one in onnxruntime, a row of onnxsim's if its model loads, runs, and has outputs of the
+same shapes. Each row runs in a process of its own, with a time limit, so that none can stop the table.
+
+Ours runs at onnxruntime's ``extended`` optimisation level, at which widths are not rounded to the blocked layout: the
+table is about what can go, not about how fast the rest is (``benchmarks.main_job`` is about that).
+
+onnxsim (``pip install -e ".[bench]"``) expects batch normalisations to be folded, so it gets the model as its own
+``simplify`` leaves it, and its share is relative to that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+from rich.console import Console
+
+from models import ARCHITECTURES, build
+from ucpe_onnx import prune
+from ucpe_onnx.report.stats import model_stats
+from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.runtime.session import as_session, run
+
+Row = dict[str, Any]
+
+HEADER = "| model | parameters | ours | seconds | onnxsim | seconds | most frozen channels: why |"
+
+
+def ours(path: str, ratio: float) -> Row:
+    """Prune: what is left, and why channels had to stay."""
+    report = prune(path, ratio=ratio, mode="constrained", opt_level="extended", bench_seconds=0).report
+    frozen: Counter[str] = Counter()
+    for segment in report.segments:
+        if segment.frozen and segment.reasons:
+            frozen[segment.reasons[0]] += segment.frozen
+    return {
+        "before": report.before.parameters,
+        "after": report.after.parameters,
+        "frozen": dict(frozen.most_common(5)),
+    }
+
+
+def onnxsim(path: str, ratio: float) -> Row:
+    """Simplify, prune and run."""
+    import onnxsim as tool  # noqa: PLC0415  # an optional dependency
+
+    model = onnx.load(path)
+    feeds = find_feeds(model)
+    shapes = {name: value.shape for name, value in feeds.items()}
+    simplified, _ = tool.simplify(model)
+    pruned = tool.apply_structured_pruning(simplified, sparsity=ratio)
+    expected, found = (run(as_session(each), feeds) for each in (model, pruned))
+    if [value.shape for value in found] != [value.shape for value in expected]:
+        raise ValueError("the outputs have other shapes")
+    before, after = (model_stats(each, shapes).parameters for each in (simplified, pruned))
+    return {"before": before, "after": after}
+
+
+TOOLS = {"ours": ours, "onnxsim": onnxsim}
+
+
+def measure(tool: str, file: Path, ratio: float, limit: float) -> Row:
+    """One tool on one model, in a process of its own: a row, with "error" if there is no result."""
+    command = [sys.executable, "-m", "benchmarks.coverage", "--row", tool, str(file), "--ratio", str(ratio)]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {limit:.0f} s", "seconds": limit}
+    row: Row = {"seconds": round(time.perf_counter() - start, 1)}
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return row | {"error": said[:300]}
+    row |= json.loads(lines[-1])
+    return row | {"removed": 1 - row["after"] / max(row["before"], 1)}
+
+
+def table_line(name: str, rows: dict[str, Row]) -> str:
+    """One line of the table."""
+    cells = [name, f"{rows['ours'].get('before', 0):,}"]
+    for tool in TOOLS:
+        row = rows.get(tool, {"error": "not run", "seconds": 0})
+        cells += [f"fails: {row['error'][:60]}" if "error" in row else f"{row['removed']:.1%}", f"{row['seconds']:.0f}"]
+    frozen = rows["ours"].get("frozen", {})
+    cells.append("; ".join(f"{count}: {reason[:70]}" for reason, count in list(frozen.items())[:2]))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--json", type=Path, help="where to write everything")
+    parser.add_argument("--markdown", type=Path, help="where to write the table")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for each row")
+    parser.add_argument("--only", choices=TOOLS, help="one tool alone")
+    parser.add_argument("--row", choices=TOOLS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        print(json.dumps(TOOLS[args.row](args.models[0], args.ratio)))
+        return
+    results: dict[str, dict[str, Row]] = {}
+    lines = [HEADER, "|---|--:|--:|--:|--:|--:|---|"]
+    console = Console(width=200, highlight=False)
+    console.print("\n".join(lines), markup=False)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in args.models or ARCHITECTURES:
+            file = Path(name)
+            if name in ARCHITECTURES:
+                file = Path(folder) / f"{name}.onnx"
+                onnx.save(build(name, image=ARCHITECTURES[name].small), str(file))
+            tools = [args.only] if args.only else list(TOOLS)
+            rows = {tool: measure(tool, file, args.ratio, args.limit) for tool in tools}
+            results[file.stem] = rows
+            lines.append(table_line(file.stem, {"ours": {"error": "not run", "seconds": 0}} | rows))
+            console.print(lines[-1], markup=False, soft_wrap=True)
+            if name in ARCHITECTURES:
+                file.unlink()
+            if args.json:
+                args.json.write_text(json.dumps({"ratio": args.ratio, "models": results}, indent=1))
+            if args.markdown:
+                args.markdown.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""What can be pruned in ONNX files, and whether random masks come out right in every lowering.
+
+    python -m benchmarks.files a.onnx b.onnx ... [--share 0.3] [--markdown] [--json FILE]
+
+For each file: its consumers, the share of their weights that reads or makes prunable channels, and what became of
+random masks: the emitted model equals the masked one in onnxruntime (and has fewer weights), or was refused, or failed.
+Last, why segments hold frozen slots: the number of segments for each kind of reason. Each file is examined in a process
+of its own, with a time limit, so that none can stop the table. The exit code is 1 if something failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx.checker import check_model
+from rich.console import Console
+from rich.table import Table
+
+from ucpe_onnx import UcpeError, masked_model
+from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.inspect import prunable_share
+from ucpe_onnx.masks import Mask
+from ucpe_onnx.passes import emit
+from ucpe_onnx.planning import Target
+from ucpe_onnx.planning.lower import LOWERING_RULES
+from ucpe_onnx.planning.make import Settings, make_plan
+from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.runtime.verify import verify
+from ucpe_onnx.source import open_source
+
+Row = dict[str, Any]
+
+EQUAL, REFUSED, FAILED = "equal", "refused", "failed"
+SOLVER_SECONDS = 2.0
+"""For each emission: random masks are hard to order, and how well is not the question here."""
+
+COLUMNS = ("file", "consumers", "prunable", *LOWERING_RULES, "segments with frozen slots: why", "s")
+
+
+def random_masks(traced: Trace, share: float, seed: int) -> dict[str, Mask]:
+    """Masks that drop whole slots at random: some everywhere, so that they can go, and some more for each consumer.
+
+    Args:
+        traced: the analysed model.
+        share: of each segment's prunable slots that all of its consumers drop; of the others each consumer drops a
+            third of that share, so that the lowerings have something to select.
+        seed: of the choice.
+
+    Returns:
+        Masks by consumer; each keeps a channel at least.
+    """
+    random = np.random.default_rng(seed)
+    gone = {segment.id: _some(random, np.flatnonzero(~segment.frozen), share) for segment in traced.segments}
+    masks = {}
+    for name, consumer in traced.consumers.items():
+        everywhere = gone[consumer.segment]
+        read = np.setdiff1d(np.unique(consumer.slots[consumer.prunable]), everywhere)
+        dropped = np.concatenate([everywhere, _some(random, read, share / 3)])
+        mask = ~(np.isin(consumer.slots, dropped) & consumer.prunable)
+        mask[random.integers(consumer.channels)] |= not mask.any()
+        if not mask.all():
+            masks[name] = mask
+    return masks
+
+
+def _some(random: np.random.Generator, slots: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+    return random.permutation(slots)[: round(share * slots.size)]
+
+
+def frozen_reasons(traced: Trace) -> dict[str, int]:
+    """How many segments hold frozen slots for each kind of reason, most frequent first."""
+    held = [segment.reasons for segment in traced.segments if segment.consumers or segment.producers]
+    return dict(Counter(kind for reasons in held for kind in sorted(set(map(_kind, reasons)))).most_common())
+
+
+def _kind(reason: str) -> str:
+    """The reason without the names of nodes and tensors."""
+    reason = re.sub(r"^(graph (?:in|out)put|sparse initializer|tensor) .*?( is .*)?$", r"\1\2", reason)
+    return reason.split(" at ")[0]
+
+
+def weights(model: onnx.ModelProto) -> int:
+    """Number of elements of all initializers and Constant nodes."""
+    stored = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    return sum(int(np.prod(tensor.dims)) for tensor in stored)
+
+
+def examine(path: str, share: float, seed: int) -> None:
+    """Look at one file; prints a row after each step, the last of which is complete."""
+    try:
+        model = open_source(path).model
+        traced = trace(model)
+        masks = random_masks(traced, share, seed)
+        row: Row = {
+            "nodes": len(model.graph.node),
+            "consumers": len(traced.consumers),
+            "masked": len(masks),
+            "prunable": round(prunable_share(traced), 4),
+            "frozen": frozen_reasons(traced),
+            "lowerings": {},
+        }
+        print(json.dumps(row), flush=True)
+        feeds = find_feeds(model)
+    except UcpeError as error:
+        print(json.dumps({"refused": " ".join(str(error).split())}))
+        return
+    for lowering in LOWERING_RULES if masks else ():
+        row["lowerings"][lowering] = emitted_result(model, traced, masks, lowering, feeds)
+        print(json.dumps(row), flush=True)
+
+
+def emitted_result(
+    model: onnx.ModelProto, traced: Trace, masks: dict[str, Mask], lowering: str, feeds: dict[str, Any]
+) -> Row:
+    """Emit with one lowering and compare with the masked model."""
+    try:
+        plan = make_plan(traced, masks, Settings(Target(blocked=False), lowering, seconds=SOLVER_SECONDS))
+        emitted = emit(model, traced, plan)
+        check_model(emitted, full_check=True)
+        verify(emitted, masked_model(model, plan.masks()), [feeds]).raise_if_failed(lowering)
+    except Exception as error:  # whatever it is: the other lowerings and files go on
+        message = " ".join(str(error).split())[:300]
+        kind = REFUSED if isinstance(error, UcpeError) and "its own outputs" in message else FAILED
+        return {"result": kind, "reason": f"{type(error).__name__}: {message}"}
+    return {"result": EQUAL, "removed": round(1 - weights(emitted) / weights(model), 4)}
+
+
+def measure(file: Path, share: float, seed: int, limit: float) -> Row:
+    """One file, in a process of its own: what is known of it, with "error" if that is not all."""
+    command = [sys.executable, "-m", "benchmarks.files", "--row", str(file), "--share", str(share), "--seed", str(seed)]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
+        output, said = done.stdout, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        problem: Row = {"error": said[:300]} if done.returncode else {}
+    except subprocess.TimeoutExpired as expired:
+        found = expired.stdout or b""  # bytes, even where text was asked for
+        output = found if isinstance(found, str) else found.decode()
+        problem = {"error": f"not done after {limit:g} s"}
+    lines = [line for line in output.splitlines() if line.startswith("{") and line.endswith("}")]
+    row: Row = json.loads(lines[-1]) if lines else {}
+    return row | problem | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def cells(name: str, row: Row) -> list[str]:
+    """One line of the table."""
+    if "prunable" not in row:
+        kind, reason = (REFUSED, row["refused"]) if "refused" in row else (FAILED, row["error"])
+        return [name, "", "", *[kind] * len(LOWERING_RULES), reason[:90], f"{row['seconds']:.0f}"]
+    results = row["lowerings"]
+    shown = [_shown(results[lowering]) if lowering in results else "" for lowering in LOWERING_RULES]
+    notes = [f"{count} {kind[:50]}" for kind, count in list(row["frozen"].items())[:3]]
+    trouble = [f"{lowering}: {found['reason'][:120]}" for lowering, found in results.items() if "reason" in found]
+    trouble += [row["error"][:120]] if "error" in row else []
+    why = "; ".join(trouble or notes)
+    return [name, str(row["consumers"]), f"{row['prunable']:.0%}", *shown, why, f"{row['seconds']:.0f}"]
+
+
+def _shown(found: Row) -> str:
+    return f"{EQUAL}, {-found['removed']:+.0%}" if found["result"] == EQUAL else str(found["result"])
+
+
+def failed(row: Row) -> bool:
+    """Whether the row shows a defect."""
+    return "error" in row or any(found["result"] == FAILED for found in row.get("lowerings", {}).values())
+
+
+def totals(rows: Sequence[Row]) -> str:
+    """The line below the table."""
+    looked = [row["prunable"] for row in rows if "prunable" in row]
+    return (
+        f"{len(rows)} files: {sum(share > 0.5 for share in looked)} over half prunable,"
+        f" {sum(share == 0 for share in looked)} not at all, mean {np.mean(looked or [0]):.0%};"
+        f" {sum('refused' in row for row in rows)} refused, {sum(map(failed, rows))} failed"
+    )
+
+
+def printed(rows: dict[str, Row], *, markdown: bool) -> None:
+    """Print the table and the totals."""
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    lines = [cells(name, row) for name, row in rows.items()]
+    if markdown:
+        aligned = ["---", "--:", "--:", *["---"] * (len(COLUMNS) - 4), "--:"]
+        for line in (list(COLUMNS), aligned, *lines):
+            print("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
+    else:
+        table = Table(title="random masks on files")
+        for column in COLUMNS:
+            table.add_column(column, overflow="fold", justify="right" if column in ("consumers", "s") else "left")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table, markup=False)
+    console.print(f"\n{totals(list(rows.values()))}", markup=False, soft_wrap=True)
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """Stems, with the folder in front where two files share one."""
+    shared = Counter(file.stem for file in files)
+    return [file.stem if shared[file.stem] == 1 else f"{file.parent.name}/{file.stem}" for file in files]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.onnx")
+    parser.add_argument("--share", type=float, default=0.3, help="share of the prunable slots that goes")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds for each file")
+    parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write everything")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        examine(args.row, args.share, args.seed)
+        return 0
+    if not args.files:
+        parser.error("give at least one file")
+    progress = Console(stderr=True, highlight=False)
+    rows: dict[str, Row] = {}
+    for name, file in zip(names_of(args.files), args.files, strict=True):
+        rows[name] = measure(file, args.share, args.seed, args.limit)
+        line = f"[{len(rows)}/{len(args.files)}] {'; '.join(cell for cell in cells(name, rows[name]) if cell)} s"
+        progress.print(line, markup=False, soft_wrap=True)
+        if args.json:
+            found = {"share": args.share, "seed": args.seed, "files": rows, "totals": totals(list(rows.values()))}
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+    printed(rows, markdown=args.markdown)
+    return int(any(map(failed, rows.values())))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Running random graphs in onnxruntime, and what their numbers may be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, NotImplemented, RuntimeException
+
+from tests.builders import run
+
+_INTEGER_OPERATORS = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "ConvInteger",
+    "MatMulInteger",
+    "QGemm",
+)
+
+
+def runs_optimised(model: onnx.ModelProto) -> bool:
+    """Whether onnxruntime's optimisations may be on: with integers in a graph they compute otherwise than written."""
+    return not any(node.op_type in _INTEGER_OPERATORS or "QLinear" in node.op_type for node in model.graph.node)
+
+
+def runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, optimise: bool) -> bool:
+    """Whether onnxruntime runs the model itself, and comes to reasonable numbers."""
+    try:
+        outputs = run(model, feeds, optimise=optimise)
+    except (Fail, InvalidArgument, NotImplemented, RuntimeException):
+        return False
+    return all(np.isfinite(value).all() and np.abs(value).max(initial=0.0) < 1e4 for value in outputs)
+
+
+def close(got: list[np.ndarray], wanted: list[np.ndarray]) -> bool:
+    assert [value.shape for value in got] == [value.shape for value in wanted]
+    return all(
+        np.abs(a.astype(np.float64) - b).max(initial=0.0) <= 1e-4 * max(1.0, np.abs(b).max(initial=0.0))
+        for a, b in zip(got, wanted, strict=True)
+    )
+
+
+def is_steady(
+    model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], wanted: list[np.ndarray], *, optimise: bool
+) -> bool:
+    """Whether a model comes to the same numbers when its inputs, or the way to sum up, change by no more than rounding.
+
+    Graphs that round, compare or sort jump there, those that divide by a variance of zero come to no number, and both
+    say nothing about how they were emitted.
+    """
+    if not all(np.isfinite(value).all() for value in wanted):
+        return False
+    random = np.random.default_rng(0)
+    for _ in range(8):
+        moved = {
+            name: (value * random.uniform(1 - 1e-6, 1 + 1e-6, value.shape)).astype(value.dtype)
+            if value.dtype.kind == "f"
+            else value
+            for name, value in feeds.items()
+        }
+        if not close(run(model, moved, optimise=optimise), wanted):
+            return False
+    return not optimise or close(run(model, feeds, optimise=False), wanted)
+
+
+def to_text(model: onnx.ModelProto) -> str:
+    """A model for people to read, without the values of its larger weights."""
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:
+        if np.prod(tensor.dims) > 8:
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+    return onnx.printer.to_text(light)
