@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.analysis.operator_cases import PLAIN
-from tests.builders import Net, check_emission
+from tests.builders import Net, assert_equal_outputs, check_emission, prune
 from ucpe_onnx.analysis.trace import trace
+from ucpe_onnx.masked import masked_model
 
 Step = Callable[[Net, str], str]
 
@@ -671,3 +672,33 @@ def test_quantised_operators_of_onnxruntime() -> None:
     dims = {tensor.name: list(tensor.dims) for tensor in emitted.graph.initializer}
     weights = {node.name: dims[node.input[3]] for node in emitted.graph.node if node.name in traced.consumers}
     assert (weights["a"][0], weights["d"][0], weights["g"]) == (4, 2, [4, 2])
+
+
+def test_codec_that_nothing_reads() -> None:
+    net = Net()
+    y = net.conv(net.input("x", (1, 3, 4, 4)), 4, name="a")
+    net.op("DequantizeLinear", net.weight(np.array([18], np.int8)), net.weight(np.float32(0.02)))
+    check_emission(net.output(net.conv(y, 2, name="b")).model(), {"b": [1]}, target=PLAIN)
+
+
+def test_slice_in_front_of_a_reader_of_an_axis_without_length() -> None:
+    """Opset 10, whose shape inference keeps the symbol of a cut axis: onnxruntime would reuse a buffer too small."""
+    net = Net(opset=10)
+    x = net.op("Relu", net.input("x", ("N", "C", "H", "W")))
+    a = net.conv_with(x, net.weight(net.normal(2, 16, 1, 1)), name="a")
+    z = net.op("Neg", net.op("Sigmoid", "x"))
+    b = net.conv_with(z, net.weight(net.normal(2, 16, 1, 1)), name="b")
+    model = net.output(a, b).model()
+    _, plan, emitted = prune(model, {"a": [7, 8]}, target=PLAIN, lowering="slice")
+    feeds = {"x": net.normal(1, 16, 1, 1)}
+    assert_equal_outputs(emitted, masked_model(model, plan.masks()), feeds)
+
+
+def test_rearranged_output_leaves_the_rest_to_go() -> None:
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+    picked = net.op("Gather", a, net.ints(3, 1), axis=1)
+    model = net.output(picked, net.conv(a, 2, name="b")).model()
+    assert trace(model).consumers["b"].prunable.tolist() == [True, False, True, False, True, True, True, True]
+    emitted = check_emission(model, {"b": [1, 3, 7]}, target=PLAIN)
+    assert made_by(emitted, "a") == 3

@@ -71,6 +71,8 @@ def laid_out(trace: Trace, segment: Segment, emitted: IntArray) -> dict[AxisKey,
 
 def _by_group(segment: Segment, axis: AxisKey, local: IntArray, rank: IntArray) -> IntArray:
     """Emitted positions sorted by the axis' parts, then by their group's first place there, by rank, and by place."""
+    if segment.frozen[local].all():
+        return np.arange(local.size, dtype=np.int64)
     at = np.flatnonzero(rank[local] >= 0)
     parts = segment.parts.get(axis, np.zeros(local.size, dtype=np.int64))
     _, piece = np.unique(parts * len(segment.groups) + segment.group_of[local], return_inverse=True)

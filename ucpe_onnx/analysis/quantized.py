@@ -57,6 +57,8 @@ def codecs_behind(graph: GraphView, use: ConstantUse) -> Iterator[Node]:
     node = graph.nodes[use[0]]
     while is_codec(node) and use[1] == 0:
         yield node
+        if not graph.readers[node.outputs[0]]:
+            return
         node = graph.readers[node.outputs[0]][0][0]
 
 

@@ -57,7 +57,11 @@ class SelectChannels:
         self, draft: onnx.ModelProto, key: tuple[str, int, tuple[int, ...]], out: str, taken: set[str]
     ) -> onnx.NodeProto:
         tensor, axis, places = key
-        if places[-1] - places[0] + 1 != len(places) or list(places) != sorted(places):
+        contiguous = places[-1] - places[0] + 1 == len(places) and list(places) == sorted(places)
+        dims = self.emission.trace.graph.shape(tensor) or ()
+        length = dims[axis] if axis < len(dims) else None
+        if not contiguous or (self.emission.trace.graph.opset == 10 and not isinstance(length, int)):
+            # onnx's inference for Slice of opset 10 keeps a symbolic length, which onnxruntime then trusts
             indices = _constant(draft, f"{out}_indices", places, taken)
             return onnx.helper.make_node("Gather", [tensor, indices], [out], axis=axis)
         start, end = places[0], places[-1] + 1

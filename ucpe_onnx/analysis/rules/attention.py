@@ -29,10 +29,10 @@ def attention(tracer: Tracer, node: Node) -> None:
 
 def _by_axis(tracer: Tracer, node: Node, query: str, key: str, value: str) -> None:
     out, reason = node.outputs[0], f"axis that Attention contracts at {node.name}"
-    tracer.freeze(query, reason, [3])
+    tracer.freeze(query, reason, [2, 3])  # a causal mask counts places in time
     tracer.freeze(key, reason, [2, 3])
     tracer.freeze(value, reason, [2])
-    tracer.link((query, 2), (out, 2), node)
+    tracer.freeze(out, f"time of Attention at {node.name}", [2])
     tracer.link((value, 3), (out, 3), node)
     for tensor in (query, key, value):
         tracer.link((tensor, 0), (out, 0), node)
@@ -53,6 +53,7 @@ def _mask(tracer: Tracer, node: Node) -> None:
     rank = None if mask is None else tracer.rank(mask)
     if mask is None or rank is None:
         return
+    tracer.freeze(node.outputs[0], f"mask of Attention at {node.name}", [0])
     heads = (mask, rank - 3)
     followed = rank >= 3 and tracer.size(heads) == tracer.size((node.outputs[0], 1)) != 1
     tracer.freeze(mask, f"mask of Attention at {node.name}", [a for a in range(rank) if not followed or a != heads[1]])
@@ -69,9 +70,8 @@ def _side_by_side(tracer: Tracer, node: Node, query: str, key: str, value: str) 
     if not heads or heads != node.attributes.get("kv_num_heads") or not width or width % heads or not same:
         tracer.freeze_node(node, f"heads of different numbers or sizes: Attention at {node.name}")
         return
-    for tensor in (key, value):
-        tracer.freeze(tensor, f"axis that Attention contracts at {node.name}", [1])
-    tracer.link((query, 1), (out, 1), node)
+    for tensor in (query, key, value, out):
+        tracer.freeze(tensor, f"time of Attention at {node.name}", [1])
     size = width // heads
     for tensor in (query, key, value):
         tracer.link((tensor, 0), (out, 0), node)
@@ -95,11 +95,13 @@ def rotary_embedding(tracer: Tracer, node: Node) -> None:
         tracer.freeze(key, reason)
     width = tracer.size((data, 2)) if rank == 3 else None
     if rank == 4:
-        tracer.pass_through(node, data, out, [0, 1, 2])
+        tracer.link((data, 1), (out, 1), node)
         for tensor in (data, out):
-            tracer.freeze(tensor, reason, [3])
+            tracer.freeze(tensor, reason, [0, 2, 3])
     elif width and heads and width % heads == 0:
-        tracer.pass_through(node, data, out)
+        tracer.link((data, 2), (out, 2), node)
+        for tensor in (data, out):
+            tracer.freeze(tensor, reason, [0, 1])
         tracer.tie((out, 2), np.arange(width, dtype=np.int64) // (width // heads))
         tracer.rewrite(node, lambda edit: edit.set_attribute("num_heads", edit.size((out, 2)) // (width // heads)))
     else:

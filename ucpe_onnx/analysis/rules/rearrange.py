@@ -154,6 +154,8 @@ def _taken(source: IntArray, result: IntArray) -> tuple[int, IntArray] | None:
     if source.ndim != result.ndim or not result.size:
         return None
     differing = [a for a in range(source.ndim) if source.shape[a] != result.shape[a]]
+    if len(differing) > 1:
+        return None
     for axis in differing or range(1, source.ndim):
         others = math.prod(source.shape[axis + 1 :])
         positions = np.moveaxis(result, axis, 0).reshape(result.shape[axis], -1)[:, 0] // others % source.shape[axis]
