@@ -87,3 +87,15 @@ def test_parameters_of_other_widths(kind):
     model = net.output(net.op("MatMul", net.input("x", (1, 8)), weight)).model()
     model.graph.initializer[0].data_type = kind
     assert model_stats(model, {}).parameters == 48
+
+
+def test_macs_of_quantised_layers() -> None:
+    """A layer of 8-bit integers has as many as one of floats."""
+    net = Net()
+    scale, zero = net.constant(0.1), net.weight(np.uint8(3))
+    x = net.op("QuantizeLinear", net.input("x", (1, 3, 4, 4)), scale, zero)
+    weight = net.weight(np.ones((8, 3, 1, 1), np.int8)), net.constant(0.1), net.weight(np.int8(0))
+    y = net.op("QLinearConv", x, scale, zero, *weight, scale, zero)
+    matrix = net.weight(np.ones((4, 5), np.int8)), net.constant(0.1), net.weight(np.int8(0))
+    z = net.op("QLinearMatMul", y, scale, zero, *matrix, scale, zero)
+    assert macs(net, z, x=(1, 3, 4, 4)) == 8 * 3 * 16 + 8 * 4 * 4 * 5

@@ -16,6 +16,11 @@ from ucpe_onnx.wire import model_size
 COPIES = ("Gather", "Slice", "Split", "Concat", "Pad")
 """Operators that only select or move channels."""
 
+_WEIGHT_INPUT = {
+    **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"), 1),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft::QGemm"), 3),
+}
+"""What counts as multiply-accumulates, and the input that holds the other factor."""
 _QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
@@ -77,12 +82,13 @@ def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     view = GraphView(model, shapes)
     total = 0
     for node in view.nodes:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op_type not in _WEIGHT_INPUT:
             continue
-        data, weight, out = (view.shape(name) for name in (node.inputs[0], node.inputs[1], node.outputs[0]))
+        names = (node.inputs[0], node.inputs[_WEIGHT_INPUT[node.op_type]], node.outputs[0])
+        data, weight, out = (view.shape(name) for name in names)
         if data is None or weight is None or out is None:
             return None
-        if node.op_type == "Conv":
+        if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
             factors = (*out, *weight[1:])
         elif node.op_type == "ConvTranspose":
             factors = (*data, *weight[1:])
