@@ -57,8 +57,11 @@ def _mask(tracer: Tracer, node: Node) -> None:
     heads = (mask, rank - 3)
     followed = rank >= 3 and tracer.size(heads) == tracer.size((node.outputs[0], 1)) != 1
     tracer.freeze(mask, f"mask of Attention at {node.name}", [a for a in range(rank) if not followed or a != heads[1]])
-    if followed:
-        tracer.link((node.outputs[0], 1), heads, node)
+    carried = (node.outputs[0], 1)
+    if followed and isinstance(mask, tuple):
+        tracer.link(carried, heads, node)
+    elif followed:  # what is computed is laid out before what it is added to
+        tracer.link(heads, carried, node)
 
 
 def _side_by_side(tracer: Tracer, node: Node, query: str, key: str, value: str) -> None:
