@@ -1,0 +1,87 @@
+"""Rates kept in the user's cache directory: one small file for each way to run models on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import onnxruntime as ort
+import platformdirs
+
+from ucpe_onnx.planning.rates import RATES_VERSION, Rates
+from ucpe_onnx.runtime.session import RunOptions, resolve_providers
+
+CACHE_VARIABLE = "UCPE_CACHE_DIR"
+"""Environment variable that names another directory."""
+
+logger = logging.getLogger(__name__)
+
+
+def cache_directory() -> Path:
+    """Where rates are kept; it need not exist."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ucpe-onnx", appauthor=False))
+
+
+def load_rates(run_options: RunOptions | None = None, precision: str = "float32") -> Rates | None:
+    """Rates calibrated earlier for this machine and way to run; None if there are none that can be read."""
+    options = run_options or RunOptions()
+    key = _key(options, precision)
+    try:
+        stored = json.loads(_path(key).read_text(encoding="utf-8"))
+        return Rates.from_dict(stored["rates"]) if stored["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def store_rates(rates: Rates, run_options: RunOptions) -> None:
+    """Keep rates for :func:`load_rates`. A cache that can't be written to is worth a warning, no more."""
+    key = _key(run_options, rates.precision)
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".rates-", suffix=".json")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({"key": key, "rates": rates.to_dict()}, file, indent=1)
+            os.replace(draft, path)
+        except BaseException:
+            os.unlink(draft)
+            raise
+    except OSError as error:
+        logger.warning("rates are not kept: %s can't be written to (%s); set %s", path.parent, error, CACHE_VARIABLE)
+
+
+def _key(options: RunOptions, precision: str) -> dict[str, object]:
+    """What rates depend on."""
+    return {
+        "rates": RATES_VERSION,
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "onnxruntime": str(ort.__version__),
+        "providers": list(resolve_providers(options.providers)),
+        "threads": options.threads,
+        "opt_level": options.opt_level,
+        "precision": precision,
+    }
+
+
+def _path(key: dict[str, object]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return cache_directory() / f"rates-{digest}.json"
+
+
+def _processor() -> str:
+    """The processor's model, as well as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
