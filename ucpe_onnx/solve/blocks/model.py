@@ -1,0 +1,294 @@
+"""The CP-SAT model of a block problem: variables for each type of block (see `master`), constraints, costs.
+
+Costs are integers, rounded down, so that the model's bound is one of the problem.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from ortools.sat.python import cp_model
+
+from ucpe_onnx.solve.blocks.bound import at_least, cheapest_made
+from ucpe_onnx.solve.blocks.layout import Desk
+from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL, UNION, Copy
+
+ALWAYS = 1
+_ENTRIES = 80  # of a table; more make CP-SAT slow
+_sum = cp_model.LinearExpr.sum
+_weighted = cp_model.LinearExpr.weighted_sum
+
+Families = Sequence[Sequence[int]]
+"""For each group the types of blocks, as bit masks over the readers."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The variables of a possible block.
+
+    Attributes:
+        type: the readers that read it as a block.
+        present: whether it exists.
+        units: its width.
+        ragged: whether its width is no multiple of the problem's `joined_multiple`.
+    """
+
+    type: int
+    present: Any
+    units: Any
+    ragged: Any
+
+
+@dataclass
+class BlockModel:
+    """Builds the model section by section."""
+
+    desk: Desk
+    families: Families
+    scale: float
+    model: Any = field(default_factory=cp_model.CpModel)
+
+    def __post_init__(self) -> None:
+        self.costs: list[tuple[Any, int]] = []
+        self.exact = True
+        self.kinds = [self._kinds(index) for index in range(len(self.desk.problem.readers))]
+        self.slots = [self._slots(group) for group in range(len(self.families))]
+        self.channels = [self._channels(group) for group in range(len(self.families))]
+        for index in range(len(self.desk.problem.tensors)):
+            self._tensor(index)
+        for index in range(len(self.kinds)):
+            self._reader(index)
+        self.model.minimize(_weighted([term for term, _ in self.costs], [weight for _, weight in self.costs]))
+
+    def _int(self, us: float) -> int:
+        """Microseconds as an integer, rounded down so that the bound is one."""
+        return math.floor(us * self.scale + 1e-9)
+
+    def _pay(self, condition: Any, us: float) -> None:
+        self.costs.append((condition, self._int(us)))
+
+    # Variables
+
+    def _kinds(self, index: int) -> dict[str, Any]:
+        kinds = {kind: self.model.new_bool_var(f"{kind}_{index}") for kind in self.desk.problem.readers[index].kinds}
+        self.model.add_exactly_one(kinds.values())
+        return kinds
+
+    def _served(self, index: int) -> Any:
+        """Whether a reader reads blocks."""
+        return _sum([variable for kind, variable in self.kinds[index].items() if kind in (PARTIAL, CONCAT)])
+
+    def _slots(self, group: int) -> list[Slot]:
+        desk = self.desk
+        most, total = desk.most(group), desk.totals[group]
+        copies = min(most, cheapest_made(desk, group)[1])
+        slots = [self._slot(group, served, copy) for served in self.families[group] for copy in range(copies)]
+        for first, second in pairwise(slots):
+            if first.type == second.type:
+                self.model.add(first.units >= second.units)
+        number = _sum([slot.present for slot in slots])
+        several = self.model.new_bool_var(f"several_{group}")
+        self.model.add(number <= 1 + (most - 1) * several)
+        self.model.add(number >= 2 * several)
+        units = _sum([slot.units for slot in slots])
+        self.model.add(units <= desk.units(total))
+        self.model.add(units <= total // desk.problem.width_multiple).only_enforce_if(several)
+        for slot in slots:
+            self.model.add(slot.units >= desk.least).only_enforce_if(several, slot.present)
+        further = self.model.new_int_var(0, most, f"further_{group}")
+        self.model.add(further >= number - 1)
+        self._pay(further, desk.problem.groups[group].block_us)
+        return slots
+
+    def _slot(self, group: int, served: int, copy: int) -> Slot:
+        desk, name = self.desk, f"{group}_{served:b}_{copy}"
+        limit = desk.units(desk.totals[group])
+        present = self.model.new_bool_var(f"present_{name}")
+        units = self.model.new_int_var(0, limit, f"units_{name}")
+        self.model.add(units >= 1).only_enforce_if(present)
+        self.model.add(units <= limit * present)
+        for index in range(len(self.kinds)):
+            if served >> index & 1:
+                self.model.add(present <= self._served(index))
+        self._table(units, desk.made[group], f"made_{name}", present)
+        return Slot(served, present, units, self._ragged(group, units, name))
+
+    def _ragged(self, group: int, units: Any, name: str) -> Any:
+        problem = self.desk.problem
+        total = self.desk.totals[group]
+        ragged = self.model.new_bool_var(f"ragged_{name}")
+        period = problem.joined_multiple // math.gcd(problem.joined_multiple, problem.width_multiple)
+        if total % problem.width_multiple:
+            flags = [int(self.desk.width(group, each) % problem.joined_multiple > 0) for each in range(total + 1)]
+            self.model.add_element(units, flags, ragged)
+        else:
+            over = self.model.new_int_var(0, period - 1, f"over_{name}")
+            full = self.model.new_int_var(0, total, f"full_{name}")
+            self.model.add(units == period * full + over)
+            self.model.add(over <= (period - 1) * ragged)
+            self.model.add(over >= ragged)
+        return ragged
+
+    def _channels(self, group: int) -> dict[int, list[Any]]:
+        """For each class how many of its channels lie in blocks of each type."""
+        desk, types = self.desk, self.families[group]
+        found = {}
+        for member in desk.members[group]:
+            slots = desk.problem.classes[member]
+            inside = [self.model.new_int_var(0, slots.count, f"channels_{member}_{served:b}") for served in types]
+            self._serve(member, inside, types)
+            found[member] = inside
+        for place, served in enumerate(types):
+            self._fill(group, served, {member: inside[place] for member, inside in found.items()})
+        return found
+
+    def _fill(self, group: int, served: int, inside: Mapping[int, Any]) -> None:
+        """Blocks of a type are as wide as what lies in them, and hold something for each of its readers."""
+        desk = self.desk
+        slots = [slot for slot in self.slots[group] if slot.type == served]
+        number = _sum([slot.present for slot in slots])
+        held = _sum(list(inside.values()))
+        self.model.add(held <= desk.problem.width_multiple * _sum([slot.units for slot in slots]))
+        self.model.add(held >= number)
+        for index in range(len(self.kinds)):
+            if served >> index & 1:
+                wanted = [variable for member, variable in inside.items() if desk.masks[member] >> index & 1]
+                self.model.add(_sum(wanted) >= number)
+        for member, variable in inside.items():  # follows from what is said elsewhere, but bounds far better
+            self.model.add(variable <= desk.problem.classes[member].count * number)
+
+    def _serve(self, member: int, inside: Sequence[Any], types: Sequence[int]) -> None:
+        """Channels are emitted if somebody needs them, and where a reader of blocks keeps them it reads them."""
+        slots = self.desk.problem.classes[member]
+        emitted = _sum(list(inside))
+        duplicated = [self.kinds[index].get(DUPLICATE, 0) for index in sorted(slots.readers)]
+        if slots.fixed:
+            self.model.add(emitted == slots.count)
+        else:
+            self.model.add(emitted <= slots.count)
+            self.model.add(emitted <= slots.count * (len(duplicated) - _sum(duplicated)))
+            for each in duplicated:
+                self.model.add(emitted >= slots.count * (1 - each))
+        for index in sorted(slots.readers):
+            outside = [variable for variable, served in zip(inside, types, strict=True) if not served >> index & 1]
+            if outside:
+                self.model.add(_sum(outside) <= slots.count * (1 - self._served(index)))
+
+    # Costs
+
+    def _table(self, units: Any, costs: Any, name: str, present: Any) -> None:
+        """Pay what a table says: runs of equal costs are one entry, a long table is cut down to each run's least."""
+        values = [self._int(us) for us in costs.tolist()]
+        changes = [place for place in range(1, len(values) - 1) if values[place] != values[place + 1]]
+        run = math.gcd(*changes) or len(values)
+        rising = all(a <= b for a, b in pairwise(values))
+        if rising and len(values) > 2 and values[0] != values[1]:
+            if len(values) > run * _ENTRIES:
+                run *= -(-len(values) // (run * _ENTRIES))
+                self.exact = False
+            values = [values[0], *values[1::run]]
+            index = self.model.new_int_var(0, len(values) - 1, f"entry_{name}")
+            self.model.add(units <= run * index)
+            self.model.add(units >= run * index - run + 1)
+        else:
+            index = units
+        cost = self.model.new_int_var(min(values), max(values), f"us_{name}")
+        self.model.add_element(index, values, cost)
+        for base, slope in _minorants(values, 0 if present is ALWAYS else 1):
+            self.model.add(cost >= base * present + slope * index)
+        self.costs.append((cost, 1))
+
+    def _tensor(self, index: int) -> None:
+        """What the readers of a tensor share: a reorder, and joining its blocks."""
+        tensor = self.desk.problem.tensors[index]
+        slots = [slot for group in tensor.groups for slot in self.slots[group]]
+        readers = self.desk.readers_of[index]
+        reorder, joined, ragged = (
+            self.model.new_bool_var(f"{name}_{index}") for name in ("reorder", "joined", "rough")
+        )
+        number = _sum([slot.present for slot in slots])
+        most = sum(self.desk.most(group) for group in tensor.groups)
+        several = self.model.new_bool_var(f"pieces_{index}")
+        self.model.add(number <= 1 + most * several)
+        for reader in readers:
+            if GATHER in self.kinds[reader]:
+                self.model.add_implication(self.kinds[reader][GATHER], reorder)
+            for kind in (UNION, GATHER):
+                if kind in self.kinds[reader]:
+                    self.model.add(joined >= several + self.kinds[reader][kind] - 1)
+        if tensor.whole:
+            self.model.add_implication(several, joined)
+        for slot in slots:
+            self.model.add(ragged >= joined + slot.ragged - 1)
+        self._pay(reorder, tensor.reorder_us)
+        self._pay(joined, tensor.whole_us)
+        self._pay(ragged, tensor.ragged_us)
+
+    def _reader(self, index: int) -> None:
+        """What a reader pays by itself."""
+        desk, reader, kinds = self.desk, self.desk.problem.readers[index], self.kinds[index]
+        slots = [slot for group in desk.problem.tensors[reader.tensor].groups for slot in self.slots[group]]
+        needed = [slot for slot in slots if slot.type >> index & 1]
+        span = desk.span(reader)
+        read = self.model.new_int_var(0, span, f"read_{index}")
+        own = _sum([slot.units for slot in needed])
+        if UNION in kinds:
+            whole = self.model.new_int_var(0, span, f"whole_{index}")
+            everything = _sum([slot.units for slot in slots])
+            self.model.add(whole == everything).only_enforce_if(kinds[UNION])
+            self.model.add(whole >= everything - span * (1 - kinds[UNION]))
+            self.model.add(whole <= span * kinds[UNION])
+            self.model.add(read == own + whole)
+        else:
+            self.model.add(read == own)
+        kept = sum(desk.units(count) for count in desk.kept[index])
+        reading = self._served(index) + kinds.get(UNION, 0)
+        self.model.add(read >= kept * reading)
+        costs = at_least(desk.read[index])
+        self._table(read, costs, f"read_{index}", reading if kept else ALWAYS)
+        idle = self._int(float(costs[0]))  # the table says so of one who reads nothing here
+        for kind, us in ((GATHER, reader.select_us), (DUPLICATE, reader.duplicate_us)):
+            if kind in kinds and us is not None:
+                self.costs.append((kinds[kind], self._int(us) - idle))
+        self._parts(index, needed, read)
+
+    def _parts(self, index: int, needed: Sequence[Slot], read: Any) -> None:
+        """What it costs a reader that there are several blocks."""
+        reader, kinds = self.desk.problem.readers[index], self.kinds[index]
+        number = _sum([slot.present for slot in needed])
+        limit = len(needed)
+        if PARTIAL in kinds:
+            parts = self.model.new_int_var(0, limit, f"parts_{index}")
+            self.model.add(parts >= number - 1 - limit * (1 - kinds[PARTIAL]))
+            if CONCAT not in kinds:
+                self.model.add(parts >= number - kinds[PARTIAL])
+            self._pay(parts, reader.part_us)
+        if CONCAT not in kinds:
+            return
+        several = self.model.new_bool_var(f"many_{index}")
+        self.model.add(number <= 1 + limit * several)
+        ragged = self.model.new_bool_var(f"odd_{index}")
+        if needed:
+            self.model.add_max_equality(ragged, [slot.ragged for slot in needed])
+        even, odd = reader.concat, reader.concat_ragged
+        even = Copy(min(even.call_us, odd.call_us), min(even.channel_us, odd.channel_us))
+        for copy, shape in ((even, ragged.negated()), (odd, ragged)):
+            call, unit = self._int(copy.call_us), self._int(copy.channel_us * self.desk.problem.width_multiple)
+            cost = self.model.new_int_var(0, call + unit * self.desk.span(reader), f"copy_{index}")
+            self.model.add(cost >= call + unit * read).only_enforce_if(kinds[CONCAT], several, shape)
+            self.costs.append((cost, 1))
+
+
+def _minorants(values: Sequence[int], start: int) -> list[tuple[int, int]]:
+    """A few lines, as base and slope, that lie below a table from an entry on."""
+    found = []
+    last = len(values) - 1
+    for at in sorted({start, (start + last) // 2, last - 1}):
+        if start <= at < last:
+            slope = min((values[place] - values[at]) // (place - at) for place in range(at + 1, last + 1))
+            found.append((min(values[place] - slope * place for place in range(start, last + 1)), slope))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,75 @@
+"""Lay out a segment's channels in blocks so that it is predicted to take the least time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from ucpe_onnx.solve.blocks.bound import lower_bound
+from ucpe_onnx.solve.blocks.evaluate import evaluate
+from ucpe_onnx.solve.blocks.layout import Desk, Layout
+from ucpe_onnx.solve.blocks.master import Limits, all_types, model_size, near_types, solve_master
+from ucpe_onnx.solve.blocks.problem import FEASIBLE, OPTIMAL, BlockProblem, BlockSolution
+from ucpe_onnx.solve.blocks.search import fixed_layouts, warm_start
+
+_SHARE = 0.3  # of the time, for the search before CP-SAT
+_LARGE = 12_000  # a model with all types of blocks that is larger than this finds nothing in time
+_PROVEN = 1e-9  # a smaller relative gap is none
+
+
+def solve_blocks(
+    problem: BlockProblem, *, seconds: float = 10.0, effort: float = 1.0, tolerance: float = 0.0, seed: int = 0
+) -> BlockSolution:
+    """Choose blocks, what lies in them, and how every reader gets its channels.
+
+    The result is never worse than one block for each group with any kinds for the readers.
+
+    Args:
+        problem: The problem.
+        seconds: Time limit. A valid layout comes back in any case.
+        effort: How long CP-SAT may take by its own deterministic measure, one or two seconds for each 1.0.
+        tolerance: Stop once the relative gap is proven to be no larger; the status says whether it is closed.
+        seed: For CP-SAT. Equal seeds give equal results unless the time limit cuts in.
+    """
+    start = time.perf_counter()
+    desk = Desk(problem)
+    bound = lower_bound(desk)
+    known = fixed_layouts(desk)
+    best = min(known, key=lambda layout: layout.us)
+    if not _proven(best, bound, tolerance):
+        best = warm_start(desk, known, lambda: time.perf_counter() > start + _SHARE * seconds)
+    left = start + seconds - time.perf_counter()
+    if left > 0 and not _proven(best, bound, tolerance):
+        best, bound = _refined(desk, best, bound, Limits(left, effort, tolerance, seed))
+    return _result(problem, best, bound, start)
+
+
+def _refined(desk: Desk, best: Layout, bound: float, limits: Limits) -> tuple[Layout, float]:
+    """A better layout and a better bound, by CP-SAT with all types of blocks, or with some if they are too many."""
+    exact = model_size(desk) <= _LARGE
+    types = all_types(desk) if exact else near_types(desk, best)
+    if model_size(desk, types) > _LARGE:
+        return best, bound
+    if not exact:
+        limits = replace(limits, deterministic=limits.deterministic / 4)
+    found = solve_master(desk, types, best, limits)
+    if found.layout is not None:
+        best = min(best, found.layout, key=lambda layout: layout.us)
+    if not exact:
+        return best, bound
+    return best, best.us if found.proven else max(bound, found.bound)
+
+
+def _proven(layout: Layout, bound: float, tolerance: float = 0.0) -> bool:
+    return layout.us * (1 - max(tolerance, _PROVEN)) <= bound
+
+
+def _result(problem: BlockProblem, layout: Layout, bound: float, start: float) -> BlockSolution:
+    blocks, choices = layout.blocks(), layout.choices()
+    solution = BlockSolution(blocks, choices, layout.us, bound, FEASIBLE, 0.0)
+    objective = evaluate(problem, solution)
+    assert abs(objective - layout.us) <= 1e-6 * (1 + objective), "the search and the definition disagree on a price"
+    optimal = _proven(layout, bound)
+    status = OPTIMAL if optimal else FEASIBLE
+    bound = objective if optimal else min(bound, objective)
+    return BlockSolution(blocks, choices, objective, bound, status, time.perf_counter() - start)
