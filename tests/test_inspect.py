@@ -10,7 +10,12 @@ from onnx import helper
 
 from tests.builders import Net
 from tests.models_small import branches, single_consumer, wide, write
+from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.inspect import listing, main
+from ucpe_onnx.report.runtime import attributed
+from ucpe_onnx.runtime.optimised import read_optimised
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.source import open_source
 
 
 @pytest.fixture
@@ -160,3 +165,38 @@ def test_says_why_weights_that_callers_may_override_stay(folder, capsys):
     assert main([str(write(model, folder / "overridable.onnx"))]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert f"{len(model.graph.initializer)} initializers (" in out and "in its new shape" in out
+
+
+def test_what_onnxruntime_makes_of_it(folder, capsys):
+    assert main(["in.onnx", "--runtime", "--opt-level", "extended", "--input-shapes", "x:[2,3,8,8]"]) == 0
+    out = capsys.readouterr().out
+    assert "convolutions: 3 in the plain layout; this session has no blocked layout" in " ".join(out.split())
+    assert "Adds not fused" in out and max(map(len, out.splitlines())) <= 80
+    assert main(["in.onnx", "--runtime", "--opt-level", "extended", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["block"], found["plain"], found["counts"]["copy"]) == (0, 3, 0)
+    named = open_source(branches()).model
+    assert found == attributed(read_optimised(named, RunOptions(opt_level="extended")), trace(named)).to_dict()
+
+
+def test_many_findings_are_listed_on_demand(folder, capsys):
+    net = Net()
+    x = net.input("x", (1, 2, 3, 4))
+    for i in range(40):
+        x = net.op("Transpose", net.op("Erf", x), perm=[0, 2, 3, 1], name=f"turn{i}")
+    write(net.output(x).model(), folder / "turns.onnx")
+    main(["turns.onnx", "--runtime", "--opt-level", "disable"])
+    out = capsys.readouterr().out
+    assert "turn29" in out and "turn30" not in out and "and 10 more: -v" in out
+    main(["turns.onnx", "--runtime", "--opt-level", "disable", "-v"])
+    assert "turn39" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--providers", "abacus"], "abacus"), (["--input-shapes", "x[1]"], "x[1]"), (["--input-shapes", "z:[1]"], "z")],
+)
+def test_wrong_options_of_the_runtime(folder, capsys, arguments, word):
+    assert main(["in.onnx", "--runtime", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and word in err and len(err.splitlines()) == 1

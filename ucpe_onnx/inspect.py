@@ -1,4 +1,4 @@
-"""``python -m ucpe_onnx.inspect MODEL``: what may be pruned, what is frozen, and why."""
+"""``python -m ucpe_onnx.inspect MODEL``: what may be pruned, what is frozen, and why; what onnxruntime makes of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from rich.console import Console
 from rich.table import Table
 
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
-from ucpe_onnx.errors import EXIT_DONE
+from ucpe_onnx.errors import EXIT_DONE, ModelError
 from ucpe_onnx.io import external_files
+from ucpe_onnx.report.runtime import attributed
+from ucpe_onnx.runtime.feeds import input_shapes, parse_input_shapes
+from ucpe_onnx.runtime.optimised import KINDS, Finding, OptimisedGraph, read_optimised
+from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, input_specs, resolve_providers
 from ucpe_onnx.source import ModelSource, open_source
+
+_LISTED = 30
+"""Findings that are listed without being asked for all."""
 
 
 def listing(model: ModelSource) -> dict[str, Any]:
@@ -97,12 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ucpe_onnx.inspect",
         usage="%(prog)s in.onnx [options]",
         allow_abbrev=False,
-        description="List what may be pruned in an ONNX model, what is frozen and why. Changes nothing.",
+        description="List what may be pruned in an ONNX model, what is frozen and why, or what onnxruntime makes of it."
+        " Changes nothing.",
     )
     parser.add_argument("model", metavar="in.onnx", nargs="?", type=Path, help="model to look at")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE", help="write the listing as JSON (default: print it)"
     )
+    _add_runtime(parser)
     add_common(parser)
     args = parser.parse_args(arguments)
     if args.model is None and args.json not in (None, "-"):  # "--json in.onnx" means what it looks like
@@ -112,14 +123,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: _run(args), debug=args.debug)
 
 
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    default = RunOptions()
+    group = parser.add_argument_group("what onnxruntime makes of it")
+    group.add_argument(
+        "--runtime",
+        action="store_true",
+        help="show instead what its optimised graph holds beside the model's work: convolutions outside of the blocked"
+        " layout, reorders, copies, Adds and activations that are not fused (with -v all of them)",
+    )
+    group.add_argument(
+        "--input-shapes",
+        nargs="+",
+        default=[],
+        metavar="NAME:[1,3,224,224]",
+        help="shapes for inputs with dynamic dimensions, to count bytes for",
+    )
+    group.add_argument(
+        "--providers",
+        nargs="+",
+        default=list(default.providers),
+        metavar="NAME",
+        help="onnxruntime's execution providers, e.g. cpu or cuda (default cpu)",
+    )
+    group.add_argument(
+        "--opt-level",
+        choices=OPT_LEVELS,
+        default=default.opt_level,
+        help="onnxruntime's graph optimisation level (default %(default)s)",
+    )
+
+
 def _run(args: argparse.Namespace) -> int:
     read = {"in.onnx": args.model} | {f"in.onnx's {file.name}": file for file in external_files(args.model)}
     check_outputs({"--json": None if args.json in (None, "-") else Path(args.json)}, read)
     with library_output_to_stderr():
-        traced = trace(open_source(args.model).model)
+        source = open_source(args.model)
+        traced = trace(source.model)
+        graph = _optimised(source.model, traced, args) if args.runtime else None
     if args.json:
-        write_json(args.json, describe(traced))
-    if not args.quiet and args.json != "-":
+        write_json(args.json, describe(traced) if graph is None else graph.to_dict())
+    if not args.quiet and args.json != "-" and graph is not None:
+        print_optimised(graph, make_console(), verbose=args.verbose)
+    elif not args.quiet and args.json != "-":
         console = make_console()
         console.print(_consumers(traced, weights=args.verbose))
         console.print(_segments(traced))
@@ -129,6 +175,59 @@ def _run(args: argparse.Namespace) -> int:
         if note := overridable_note(traced):
             console.print(note)
     return EXIT_DONE
+
+
+def _optimised(model: onnx.ModelProto, traced: Trace, args: argparse.Namespace) -> OptimisedGraph:
+    """What onnxruntime makes of the model; bytes are counted only where the shapes of all inputs are known."""
+    overrides = parse_input_shapes(args.input_shapes)
+    try:
+        shapes = input_shapes(input_specs(model), overrides)
+    except ModelError:  # an open axis: the graph is the same whatever its size
+        shapes = overrides
+    options = RunOptions(resolve_providers(args.providers), opt_level=args.opt_level)
+    return attributed(read_optimised(model, options, shapes), traced)
+
+
+def print_optimised(graph: OptimisedGraph, console: Console, *, verbose: bool = False) -> None:
+    """Print what onnxruntime made of a model.
+
+    Args:
+        graph: its optimised graph.
+        console: where to print.
+        verbose: list all findings, not only the first.
+    """
+    layouts = (("in blocks", graph.blocked), ("in the plain layout", graph.plain), ("in int8", graph.quantised))
+    console.print(
+        f"{graph.nodes:,} nodes in onnxruntime's optimised graph; convolutions: "
+        + (", ".join(f"{count:,} {layout}" for layout, count in layouts if count) or "none")
+        + ("" if graph.block else "; this session has no blocked layout")
+    )
+    totals = Table(title="beside the model's work")
+    for column in ("", "number", "bytes in one run"):
+        totals.add_column(column, justify="right" if column else "left")
+    for kind, count in graph.counts().items():
+        moved = graph.bytes(kind) if kind in ("reorder", "copy") else 0
+        totals.add_row(KINDS[kind][1], f"{count:,}", "unknown" if moved is None else f"{moved:,}" if moved else "")
+    console.print(totals)
+    if graph.findings:
+        listed = graph.by_weight() if verbose else graph.by_weight()[:_LISTED]
+        console.print(_findings(listed))
+        if len(graph.findings) > len(listed):
+            console.print(f"and {len(graph.findings) - len(listed):,} more: -v")
+
+
+def _findings(findings: Sequence[Finding]) -> Table:
+    table = Table(title="where and why")
+    table.add_column("op", no_wrap=True)
+    table.add_column("name", overflow="fold")
+    table.add_column("why", overflow="fold")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    table.add_column("segment", justify="right", no_wrap=True)
+    for finding in findings:
+        moved = "" if finding.bytes is None else f"{finding.bytes:,}"
+        segment = "" if finding.segment is None else str(finding.segment)
+        table.add_row(finding.op, finding.name, finding.why, moved, segment)
+    return table
 
 
 def _consumers(traced: Trace, *, weights: bool) -> Table:

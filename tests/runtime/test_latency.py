@@ -1,4 +1,5 @@
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ import pytest
 from tests.runtime.builders import FakeClock, linear
 from ucpe_onnx.errors import ModelError, UsageError
 from ucpe_onnx.runtime import latency as module
-from ucpe_onnx.runtime.latency import measure, summarise
+from ucpe_onnx.runtime import latency_stats
+from ucpe_onnx.runtime.latency import Load, measure, summarise
+from ucpe_onnx.runtime.latency_stats import student
 
 
 def noisy(mean, noise, seed):
@@ -31,7 +34,7 @@ def test_steady_times_stop_at_the_least_number_of_rounds():
 
 
 def test_percentiles():
-    entry = summarise({"a": np.arange(1, 102) * 1e-3}, "a")["a"]
+    entry = summarise([Load(("a",), {"a": np.arange(1, 102) * 1e-3})], "a")["a"]
     assert (entry.median_ms, entry.p90_ms, entry.p99_ms) == pytest.approx((51, 91, 100))
 
 
@@ -94,10 +97,11 @@ def test_order_within_rounds_changes_and_depends_on_the_seed_only():
 def test_bootstrap_covers_the_truth_and_does_not_depend_on_blocks(monkeypatch):
     generator = np.random.default_rng(0)
     timings = {"a": 1 + 0.1 * generator.random(200), "b": 0.8 + 0.1 * generator.random(200)}
-    whole = summarise(timings, "a")["b"]
+    loads = [Load(("a", "b"), timings)]
+    whole = summarise(loads, "a")["b"]
     assert whole.low < 0.85 / 1.05 < whole.high and whole.high - whole.low < 0.03
-    monkeypatch.setattr(module, "_BLOCK", 1000)
-    assert summarise(timings, "a")["b"] == whole
+    monkeypatch.setattr(latency_stats, "_BLOCK", 1000)
+    assert summarise(loads, "a")["b"] == whole
 
 
 def test_report_is_json():
@@ -120,3 +124,181 @@ def test_what_cannot_be_measured():
         measure({"new": model}, {}, baseline="new", seconds=0)
     with pytest.raises(ModelError, match=r"^new: onnxruntime can't run it: "):
         measure({"new": model}, {"x": np.ones((1, 9), np.float32)}, baseline="new")
+
+
+def test_going_on_does_not_find_differences_by_chance():
+    """Looking again and again until the interval leaves 1 would find one in every seventh pair of equal models."""
+    decided = 0
+    for seed in range(60):
+        found = report(noisy(0.05, 0.25, 2 * seed), noisy(0.05, 0.25, 2 * seed + 1), seconds=3.0, seed=seed)["other"]
+        decided += not found.undecided
+    assert decided <= 5  # 3 are to be expected
+
+
+def test_what_is_not_clear_is_measured_for_longer_although_the_interval_leaves_1():
+    found = report(noisy(0.01, 0.3, 1), noisy(0.0092, 0.3, 2), seconds=3.0)
+    assert found["other"].faster and found.seconds == pytest.approx(9.0, abs=0.1)
+    found = report(noisy(0.01, 0.3, 1), noisy(0.009, 0.3, 2), seconds=3.0)
+    assert found["other"].faster and found.seconds == pytest.approx(3.0, abs=0.1)
+
+
+def test_feeds_are_used_in_turn():
+    clock, seen = FakeClock(), {"base": [], "other": []}
+    sessions = {name: clock.session(lambda n: 0.01) for name in seen}
+    for name, session in sessions.items():
+        spend = session.outputs
+        session.outputs = lambda feed, name=name, spend=spend: seen[name].append(feed["x"]) or spend(feed)
+    measure(sessions, [{"x": i} for i in range(3)], baseline="base", clock=clock, seconds=0.1)
+    assert seen["base"][-30:] == seen["other"][-30:] == [0, 1, 2] * 10
+
+
+def test_progress_grows_towards_its_end():
+    told = []
+    report(noisy(0.01, 0.3, 1), noisy(0.01, 0.3, 2), seconds=1.0, progress=lambda *pair: told.append(pair))
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {total for _, total in told} == {1.0, 3.0} and told[-1][0] == pytest.approx(3.0, abs=0.1)
+
+
+# Several loads
+
+
+class Timed:
+    """A session without reference cycles, so that it is gone when nobody holds it."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.runs = clock, seconds, 0
+
+    def run(self, output_names, input_feed):
+        self.runs += 1
+        self.clock.now += self.seconds * (1 + 1e-4 * (self.runs % 7))
+        return []
+
+    get_inputs = get_outputs = list
+
+
+class Machine:
+    """A fake machine on which the speed of a session is luck, decided when it is created."""
+
+    def __init__(self, luck, creation=0.0):
+        self.clock, self.luck, self.creation = FakeClock(), luck, creation
+        self.created, self.alive, self.most_alive = [], 0, 0
+
+    def make(self, name, seconds):
+        def create():
+            position = self.alive
+            self.clock.now += self.creation
+            factor = self.luck(name, len(self.created) // 2, position)
+            session = Timed(self.clock, seconds * factor)
+            self.created.append(name)
+            self.alive += 1
+            self.most_alive = max(self.most_alive, self.alive)
+            weakref.finalize(session, self.gone)
+            return session
+
+        return create
+
+    def gone(self):
+        self.alive -= 1
+
+    def measure(self, base=0.01, other=0.01, **options):
+        models = {"base": self.make("base", base), "other": self.make("other", other)}
+        return measure(models, {}, baseline="base", clock=self.clock, **options)
+
+
+def lucky(seed, deviation=0.01):
+    """Every session is faster or slower by about a percent, whatever its model."""
+    factors = 1 + deviation * np.random.default_rng(seed).standard_normal((1000, 2))
+    return lambda name, load, position: factors[load, int(name == "base")]
+
+
+def test_luck_of_one_load_looks_like_a_difference_and_that_of_several_does_not():
+    found = [Machine(lucky(seed)).measure(reloads=1)["other"] for seed in range(20)]
+    assert sum(not entry.undecided for entry in found) >= 15
+    found = [Machine(lucky(seed)).measure(reloads=10, seconds=0.5, min_rounds=10)["other"] for seed in range(60)]
+    assert sum(not entry.undecided for entry in found) <= 6  # 3 are to be expected
+
+
+def test_a_difference_larger_than_luck_is_found():
+    found = Machine(lucky(0)).measure(0.01, 0.0095, reloads=10)
+    assert found["other"].faster and found["other"].ratio == pytest.approx(0.95, abs=0.01)
+    assert (found.loads, found.rounds) == (10, 160) and found.seconds == pytest.approx(3.0, rel=0.1)
+
+
+def test_sessions_of_one_load_only_exist_at_a_time_and_every_order_is_reversed():
+    machine = Machine(lucky(0))
+    machine.measure(0.01, 0.005, reloads=10)
+    pairs = [tuple(machine.created[i : i + 2]) for i in range(0, 20, 2)]
+    assert len(machine.created) == 20 and machine.most_alive == 2 and machine.alive == 0
+    assert all(first == second[::-1] for first, second in zip(pairs[::2], pairs[1::2], strict=True))
+    assert set(pairs[::2]) == {("base", "other"), ("other", "base")}
+
+
+def test_what_comes_first_at_the_same_place_does_not_count():
+    """The session that is created first is 3 % slower: neither the ratio nor its interval show it."""
+    luck = lucky(1, 0.001)
+    machine = Machine(lambda name, load, position: luck(name, load, position) * (1.03 if position == 0 else 1))
+    found = machine.measure(reloads=10)["other"]
+    assert found.ratio == pytest.approx(1, abs=0.002) and found.high - found.low < 0.004
+
+
+def test_a_disturbed_load_does_not_count():
+    luck = lucky(2, 0.001)
+    machine = Machine(
+        lambda name, load, position: luck(name, load, position) * (2 if (name, load) == ("base", 3) else 1)
+    )
+    found = machine.measure(reloads=10)["other"]
+    assert found.ratio == pytest.approx(1, abs=0.002) and found.high - found.low < 0.006
+
+
+def test_undecided_adds_loads():
+    found = Machine(lucky(3, 0.05)).measure(reloads=7, seconds=0.8)
+    assert found.loads == 24 and found["other"].undecided  # 8, since orders come in pairs
+
+
+def test_loads_are_as_many_as_creating_sessions_allows():
+    assert Machine(lucky(0), creation=0.1).measure(0.01, 0.005, reloads=20, seconds=3).loads == 12
+    assert Machine(lucky(0), creation=10.0).measure(0.01, 0.005, reloads=20, seconds=3).loads == 6
+    assert Machine(lucky(0), creation=1.0).measure(1.0, 0.5, reloads=20, seconds=3, min_rounds=60).loads == 18
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02], ids=["noise of the rounds", "luck of the loads"])
+def test_intervals_of_several_loads_hold_the_truth_as_often_as_they_say(spread):
+    generator, held = np.random.default_rng(0), 0
+    orders = [("a", "b"), ("b", "a")] * 5
+    for _ in range(300):
+        luck = np.exp(spread * generator.standard_normal((10, 2)))
+        timings = [[row * (1 + 0.05 * generator.standard_normal(15)) for row in pair] for pair in luck]
+        loads = [Load(o, {"a": x, "b": 0.9 * y}) for o, (x, y) in zip(orders, timings, strict=True)]
+        entry = summarise(loads, "a")["b"]
+        held += entry.low < 0.9 < entry.high
+    assert 0.92 <= held / 300 <= 0.98
+
+
+def test_three_candidates_over_several_loads():
+    clock, factors = FakeClock(), {"a": 1.0, "b": 0.8, "c": 1.25}
+    models = {name: lambda f=f: clock.session(lambda n: 0.01 * f * (1 + 1e-3 * (n % 5))) for name, f in factors.items()}
+    found = measure(models, {}, baseline="a", reloads=6, clock=clock)
+    assert {name: round(entry.ratio, 3) for name, entry in found.candidates.items()} == factors
+    assert found["a"].low == found["a"].high == 1 and found["b"].faster and found["c"].slower
+    assert found.fastest == "b"
+
+
+def test_real_models_over_several_loads():
+    models = {"in": linear(np.ones((3, 4), np.float32)), "out": linear(np.ones((3, 2), np.float32))}
+    feed = {"x": np.ones((1, 3), np.float32)}
+    result = measure(models, feed, baseline="in", seconds=0.06, min_rounds=12, reloads=6)
+    assert result.loads >= 6 and result.rounds >= 12 and set(result.candidates) == {"in", "out"}
+
+
+def test_students_quantiles():
+    for freedom, level, tabled in ((4, 0.95, 2.776), (8, 0.95, 2.306), (30, 0.95, 2.042), (8, 0.99, 3.355)):
+        assert student(freedom, level) == pytest.approx(tabled, rel=0.005)
+
+
+def test_what_cannot_be_loaded_again():
+    model = linear(np.ones((3, 4), np.float32))
+    with pytest.raises(UsageError, match=r"^new: a session can't be loaded again"):
+        measure({"new": FakeClock().session(lambda n: 1.0)}, {}, baseline="new", reloads=6)
+    for reloads in (0, 5):
+        with pytest.raises(UsageError, match=f"^{reloads} loads say too little"):
+            measure({"new": model}, {}, baseline="new", reloads=reloads)

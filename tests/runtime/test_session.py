@@ -137,6 +137,23 @@ def test_provider_that_does_not_start_is_not_ignored(monkeypatch):
         make_session(unary(), RunOptions(providers=("cuda", "cpu")))
 
 
+def test_threads_reach_a_provider_that_ignores_the_setting_of_the_session(monkeypatch):
+    asked = []
+
+    class Recorder:
+        def __init__(self, model, settings, providers, **_):
+            asked[:] = providers
+
+        def get_providers(self):
+            return [name for name, _ in asked]
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["OpenVINOExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", Recorder)
+    for threads, options in ((0, {}), (3, {"num_of_threads": "3"})):
+        make_session(unary(), RunOptions(("openvino", "cpu"), threads))
+        assert asked == [("OpenVINOExecutionProvider", options), ("CPUExecutionProvider", {})]
+
+
 def test_options_are_frozen_and_checked():
     with pytest.raises(FrozenInstanceError):
         RunOptions().threads = 2

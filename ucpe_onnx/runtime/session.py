@@ -24,6 +24,7 @@ from ucpe_onnx.wire import model_size
 Array: TypeAlias = npt.NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 ModelLike: TypeAlias = bytes | str | os.PathLike[str] | onnx.ModelProto
+_Request: TypeAlias = tuple[str, dict[str, str]]
 
 QUIET = 4
 """Log severity "fatal": what onnxruntime logs as an error it also raises, and one line on stderr is enough."""
@@ -35,6 +36,9 @@ OPT_LEVELS: dict[str, str] = {
     "layout": "ORT_ENABLE_LAYOUT",
     "all": "ORT_ENABLE_ALL",
 }
+
+_THREADS_OPTION = {"OpenVINOExecutionProvider": "num_of_threads"}
+"""What a provider calls the number of its threads, if it looks at no setting of the session."""
 
 _PROVIDER_SHORTHANDS = {"trt": "tensorrt", "directml": "dml"}
 
@@ -149,6 +153,7 @@ def make_session(
     *,
     where: str | None = None,
     config: Mapping[str, str] | None = None,
+    profile: str | os.PathLike[str] | None = None,
 ) -> Session:
     """Load a model into onnxruntime.
 
@@ -158,6 +163,7 @@ def make_session(
         optimized_path: where onnxruntime shall write the graph it made of the model.
         where: what to call the model in messages; its path or graph name by default.
         config: further onnxruntime session settings, such as ``session.force_spinning_stop``.
+        profile: what the name of the file begins with that onnxruntime shall write the times of its kernels to.
 
     Raises:
         ModelError: onnxruntime can't load the model, or can't start a provider that was asked for.
@@ -165,14 +171,17 @@ def make_session(
     """
     options = options or RunOptions()
     providers = resolve_providers(options.providers)
+    requests = tuple(_request(name, options) for name in providers)
     where = where or _describe(model)
     settings = _settings(options, optimized_path, config or {})
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, os.fspath(profile)
     if isinstance(model, onnx.ModelProto):
-        session = _load_proto(model, settings, providers, where)
+        session = _load_proto(model, settings, requests, where)
     else:
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise ModelError(f"{where}: no such file; give the path of an .onnx model")
-        session = _load(model if isinstance(model, bytes) else os.fspath(model), settings, providers, where)
+        session = _load(model if isinstance(model, bytes) else os.fspath(model), settings, requests, where)
     started = session.get_providers()
     if missing := [name for name in providers if name not in started]:
         raise ModelError(
@@ -240,7 +249,13 @@ def _settings(options: RunOptions, optimized_path: str | os.PathLike[str] | None
     return settings
 
 
-def _load(model: bytes | str, settings: Any, providers: tuple[str, ...], where: str) -> Any:
+def _request(provider: str, options: RunOptions) -> _Request:
+    """A provider with the options that it takes."""
+    setting = _THREADS_OPTION.get(provider)
+    return provider, {setting: str(options.threads)} if setting and options.threads else {}
+
+
+def _load(model: bytes | str, settings: Any, providers: tuple[_Request, ...], where: str) -> Any:
     try:
         # Without enable_fallback=0 onnxruntime prints a failure to stdout and goes on with other providers.
         return ort.InferenceSession(model, settings, providers=list(providers), enable_fallback=0)
@@ -248,7 +263,7 @@ def _load(model: bytes | str, settings: Any, providers: tuple[str, ...], where: 
         raise ModelError(f"{where}: onnxruntime can't load it: {ort_message(error)}") from error
 
 
-def _load_proto(model: onnx.ModelProto, settings: Any, providers: tuple[str, ...], where: str) -> Any:
+def _load_proto(model: onnx.ModelProto, settings: Any, providers: tuple[_Request, ...], where: str) -> Any:
     if has_parked(model) and not _too_large(model.ByteSize):
         with model_file(model) as path:
             return _load(path, settings, providers, where)

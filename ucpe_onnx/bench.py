@@ -1,0 +1,301 @@
+"""``python -m ucpe_onnx.bench MODEL ...``: latency of models against one another, in turns in one process."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from ucpe_onnx.bench_inputs import BESIDE, Inputs, data_sets, model_names, prepare_inputs
+from ucpe_onnx.calibration import calibrate
+from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
+from ucpe_onnx.config import apply_config
+from ucpe_onnx.errors import EXIT_DONE, UsageError
+from ucpe_onnx.io import external_files
+from ucpe_onnx.options import Options
+from ucpe_onnx.runtime.feeds import parse_input_shapes
+from ucpe_onnx.runtime.latency import LEAST_RELOADS, CandidateLatency, LatencyReport, measure
+from ucpe_onnx.runtime.session import OPT_LEVELS
+
+_EPILOG = """\
+exit codes: 0 measured; 1 a model or the data can't be used; 2 usage. Which model is faster is no exit code: see
+--json, where "faster" and "slower" are true of a model only if its whole interval lies below or above 1.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``python -m ucpe_onnx.bench``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ucpe_onnx.bench",
+        usage="%(prog)s a.onnx [b.onnx ...] [options]",
+        allow_abbrev=False,
+        description="Compare the latency of models that take the same inputs, interleaved in one process.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", metavar="a.onnx", nargs="*", type=Path, help="models to compare")
+    parser.add_argument("--baseline", metavar="NAME", help="the model that ratios refer to (default: the first)")
+    parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        const="float32",
+        choices=("float32", "int8"),
+        help="measure this machine instead (default for float32), and keep the result for the choice of layouts",
+    )
+    _add_measurement(parser)
+    _add_runtime(parser)
+    parser.add_argument("--json", metavar="FILE|-", help="write the result for machines, - for standard output")
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="take flags from a file")
+    add_common(parser)
+    return parser
+
+
+def _add_measurement(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how long to measure")
+    group.add_argument(
+        "--seconds",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="time of all rounds; three times as long if a ratio is not clear by then (default %(default)s)",
+    )
+    group.add_argument("--warmup", type=int, default=5, metavar="N", help="untimed runs before (default %(default)s)")
+    group.add_argument("--rounds", type=int, default=30, metavar="N", help="least rounds (default %(default)s)")
+    group.add_argument(
+        "--reloads",
+        type=int,
+        default=10,
+        metavar="N",
+        help="load all models so many times, because where their memory lies makes a percent or two: 1, or at least"
+        f" {LEAST_RELOADS} (default %(default)s; less if loading takes longer than the rounds)",
+    )
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default %(default)s)")
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    group = parser.add_argument_group("what to run")
+    group.add_argument(
+        "--data",
+        metavar="PATH|MODULE:CALLABLE",
+        help=".npz with arrays named like the inputs, a folder of test_data_set_N, or a callable that returns feeds;"
+        f" {BESIDE}: the test_data_set_N beside the first model (default: random)",
+    )
+    group.add_argument(
+        "--input-shapes",
+        nargs="+",
+        default=[],
+        metavar="NAME:[1,3,224,224]",
+        help="shapes for inputs with dynamic dimensions",
+    )
+    group.add_argument(
+        "--providers",
+        nargs="+",
+        default=list(default.providers),
+        metavar="NAME",
+        help="onnxruntime's execution providers, e.g. cpu or cuda (default cpu)",
+    )
+    group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads within an operator (default: onnxruntime's choice)"
+    )
+    group.add_argument(
+        "--opt-level",
+        choices=OPT_LEVELS,
+        default=default.opt_level,
+        help="onnxruntime's graph optimisation level (default %(default)s)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = build_parser()
+    args = apply_config(parser, arguments)
+    if not args.models and not args.calibrate:
+        parser.error("the following arguments are required: a.onnx")
+    if args.models and args.calibrate:
+        parser.error("--calibrate measures the machine: it takes no models")
+    return guarded(lambda: _run(args), debug=args.debug)
+
+
+def _run(args: argparse.Namespace) -> int:
+    options = _checked(args)
+    files = model_names(args.models)
+    _check_json(args, files)
+    if args.calibrate:
+        return _calibrate(args, options)
+    baseline = _find_baseline(args.baseline, files)
+    with _progress("measure", args.quiet) as progress, library_output_to_stderr():
+        inputs = prepare_inputs(files, options)
+        report = measure(
+            files,
+            inputs.feeds,
+            options.run_options(),
+            baseline=baseline,
+            seconds=args.seconds,
+            warmup=args.warmup,
+            min_rounds=args.rounds,
+            reloads=args.reloads,
+            seed=args.seed,
+            progress=progress,
+        )
+    if args.json:
+        write_json(args.json, account(report, files, inputs, options))
+    if not args.quiet:
+        console = make_console(stderr=args.json == "-")
+        print_report(report, console)
+        console.print(f"{_setting(options)}; inputs: {inputs.describe()}")
+        if args.verbose:
+            spent = f"{report.seconds:.1f} s in rounds, {report.runs_per_timing} runs in each timing"
+            console.print("; ".join([spent, *(f"{name} is {file}" for name, file in files.items())]))
+        first = args.models[0]
+        if args.data is None and (sets := data_sets(first.parent)):
+            console.print(f"beside {first} lie {len(sets)} test_data_set_N: --data {BESIDE} measures with them")
+    return EXIT_DONE
+
+
+def _check_json(args: argparse.Namespace, files: Mapping[str, Path]) -> None:
+    target = None if args.json in (None, "-") else Path(args.json)
+    read: dict[str, Path | None] = {f"the model {name}": file for name, file in files.items()}
+    if target is not None and target.exists():
+        read |= {
+            f"the weights of {name}, {path}": path for name, file in files.items() for path in external_files(file)
+        }
+    check_outputs(
+        {"--json": target}, read | {"--config": args.config, "--data": Path(args.data) if args.data else None}
+    )
+
+
+def _checked(args: argparse.Namespace) -> Options:
+    """The flags that the main job has too, as its options; the others are checked here."""
+    if not 0 < args.seconds < math.inf:
+        raise UsageError(f"--seconds: {args.seconds} is no time to measure for; give a number above 0")
+    if args.reloads != 1 and args.reloads < LEAST_RELOADS:
+        raise UsageError(f"--reloads: {args.reloads} loads say too little; give 1, or at least {LEAST_RELOADS}")
+    for flag, count, least in (("--warmup", args.warmup, 1), ("--rounds", args.rounds, 2)):
+        if count < least:
+            raise UsageError(f"{flag}: {count} is too few; give at least {least}")
+    return Options(
+        data=args.data,
+        input_shapes=parse_input_shapes(args.input_shapes),
+        providers=tuple(args.providers),
+        threads=args.threads,
+        opt_level=args.opt_level,
+        seed=args.seed,
+    ).checked()
+
+
+def _find_baseline(wanted: str | None, files: Mapping[str, Path]) -> str:
+    if wanted is None or wanted in files:
+        return wanted or next(iter(files))
+    found = [name for name, file in files.items() if wanted in (str(file), file.name, file.stem)]
+    if len(found) != 1:
+        problem = "fits several models" if found else "is none of the models"
+        raise UsageError(f"--baseline: {wanted!r} {problem}; choose from {', '.join(files)}")
+    return found[0]
+
+
+def account(report: LatencyReport, files: Mapping[str, Path], inputs: Inputs, options: Options) -> dict[str, Any]:
+    """The result as plain values, for JSON."""
+    candidates = {
+        name: {"file": str(files[name]), **values, "slower": report[name].slower, "verdict": _verdict(report, name)}
+        for name, values in report.to_dict()["candidates"].items()
+    }
+    return {
+        **report.to_dict(),
+        "candidates": candidates,
+        "data": inputs.source,
+        "feeds": len(inputs.feeds),
+        "inputs": inputs.shapes(),
+        **{key: options.recorded()[key] for key in ("providers", "threads", "opt_level", "seed")},
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def print_report(report: LatencyReport, console: Console) -> None:
+    """Print the table of a measurement and what it rests on."""
+    table = Table()
+    table.add_column("model", overflow="fold")
+    for column in ("p50 ms", "p90 ms", "p99 ms", "ratio (95 % interval)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for name, entry in report.candidates.items():
+        times = (f"{value:.3f}" for value in (entry.median_ms, entry.p90_ms, entry.p99_ms))
+        ratio = "" if name == report.baseline else _ratio(entry)
+        table.add_row(name, *times, ratio, _verdict(report, name))
+    console.print(table)
+    rounds = f"{report.rounds} rounds" if len(report.candidates) == 1 else f"{report.rounds} interleaved rounds"
+    if report.loads > 1:
+        console.print(f"latency: {rounds} over {report.loads} loads of the models")
+    else:
+        console.print(f"latency: {rounds}, all in one load: the intervals don't cover where memory lies")
+    if any(_verdict(report, name) == "undecided" for name in report.candidates):
+        console.print("undecided: the interval holds 1; more --seconds make it narrower")
+
+
+def _ratio(entry: CandidateLatency) -> str:
+    return f"x{entry.ratio:.3f} ({entry.low:.3f} to {entry.high:.3f})"
+
+
+def _verdict(report: LatencyReport, name: str) -> str:
+    entry = report[name]
+    if name == report.baseline:
+        return "baseline"
+    return "faster" if entry.faster else "slower" if entry.slower else "undecided"
+
+
+def _setting(options: Options) -> str:
+    threads = f"{options.threads} threads" if options.threads > 1 else "1 thread" if options.threads else "all threads"
+    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in options.providers)
+    return f"onnxruntime {onnxruntime.__version__}, {providers}, {threads}, optimisation {options.opt_level}"
+
+
+@contextmanager
+def _progress(label: str, quiet: bool) -> Iterator[Callable[[float, float], None] | None]:
+    """A bar on standard error if that is a terminal; it is drawn between timings, never during one."""
+    console = make_console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task(label, total=None)
+        drawn = 0.0
+
+        def draw(done: float, total: float) -> None:
+            nonlocal drawn
+            if time.monotonic() - drawn > 0.3:
+                bar.update(task, completed=min(done, total), total=total, refresh=True)
+                drawn = time.monotonic()
+
+        yield draw
+
+
+def _calibrate(args: argparse.Namespace, options: Options) -> int:
+    with _progress("calibrate", args.quiet) as progress, library_output_to_stderr():
+        rates = calibrate(
+            options.run_options(),
+            precision=args.calibrate,
+            progress=None if progress is None else lambda share: progress(share, 1.0),
+        )
+    if args.json:
+        write_json(args.json, rates.to_dict())
+    if not args.quiet:
+        table = Table(show_header=False)
+        for label, value in rates.describe():
+            table.add_row(label, value)
+        make_console(stderr=args.json == "-").print(table)
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
