@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,13 @@ def wide() -> onnx.ModelProto:
     return net.output("y").model()
 
 
+def apart() -> onnx.ModelProto:
+    """One producer of 64 channels with two consumers."""
+    net = Net()
+    a = net.op("Relu", net.conv(net.input("x", (1, 16, 16, 16)), 64, 3, name="a"))
+    return net.output(net.conv(a, 32, 3, name="b"), net.conv(a, 32, 3, name="c")).model()
+
+
 def elementwise() -> onnx.ModelProto:
     """No consumer at all."""
     net = Net()
@@ -57,10 +65,11 @@ def sample(count: int = 4, dtype: type = np.float32) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(dtype)
 
 
-def latency(ratio: float, margin: float = 0.01) -> LatencyReport:
-    """A measurement with a given outcome."""
-    candidates = {
-        "input": CandidateLatency(1.0, 1.1, 1.2, 1.0, 1.0, 1.0),
-        "output": CandidateLatency(ratio, ratio, ratio, ratio, ratio - margin, ratio + margin),
-    }
+def latency(*ratios: float, margin: float = 0.01, names: Iterable[str] = ("input", "output")) -> LatencyReport:
+    """A measurement with given outcomes for all but the first candidate; the last one counts for the rest too."""
+    baseline, *others = names
+    given = [*ratios, *ratios[-1:] * len(others)]
+    candidates = {baseline: CandidateLatency(1.0, 1.1, 1.2, 1.0, 1.0, 1.0)}
+    for name, ratio in zip(others, given, strict=False):
+        candidates[name] = CandidateLatency(ratio, ratio, ratio, ratio, ratio - margin, ratio + margin)
     return LatencyReport("input", candidates, rounds=30, runs_per_timing=1, seconds=0.1)

@@ -36,7 +36,8 @@ def measured(monkeypatch):
     def decide(*ratios: float) -> None:
         left = list(ratios)
         monkeypatch.setattr(
-            "ucpe_onnx.pipeline.measure", lambda *_, **__: latency(left.pop(0) if len(left) > 1 else left[0])
+            "ucpe_onnx.pipeline.measure",
+            lambda models, *_, **__: latency(left.pop(0) if len(left) > 1 else left[0], names=models),
         )
 
     return decide
@@ -287,7 +288,7 @@ def test_masks_from_both_kinds_of_file_do_the_same(folder):
 
 def test_every_flag_is_an_option_of_the_python_function():
     """All that the command line does can be reached from Python: the rest only says where results go."""
-    results = {"input", "output", "allow_slower", "save_plan", "report", "json", "config", "verbose", "quiet", "debug"}
+    results = {"input", "output", "save_plan", "report", "json", "config", "verbose", "quiet", "debug"}
     results.add("save_external_data")
     args = vars(build_parser().parse_args(["in.onnx", "out.onnx"]))
     assert set(args) - results == {field.name for field in fields(Options)} - {"dump_beside"}  # out.onnx
@@ -309,7 +310,7 @@ def test_every_flag_reaches_the_options(folder, monkeypatch):
         "--ratio 0.5 --criterion l1 --scope global --mode constrained --masks m.npz --plan p.json --ignore a*"
         " --ignore b --ratio-for c=0.25 --lowering union --data d.npz --input-shapes x:[1,3,8,8] --providers cpu"
         " --threads 2 --opt-level basic --seed 7 --rtol 0.1 --atol 0.2 --solver-seconds 1.5 --bench-seconds 0.5"
-        " --verify-each --dump-after prune-weights"
+        " --verify-each --dump-after prune-weights --measure --calibrate --allow-slower"
     )
     assert main(["in.onnx", "out.onnx", *flags.split()]) == 130
     (model, options), default = seen[0], Options()

@@ -10,18 +10,23 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.models_small import branches, elementwise, latency, sample, wide
+from tests.models_small import apart, branches, elementwise, latency, sample, wide
 from ucpe_onnx import DataError, pipeline, prune
 from ucpe_onnx.runtime.verify import verify
 
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Decide what each measurement finds, in their order."""
+    """Decide what each measurement finds, in their order: a ratio for all candidates, or one for each."""
 
-    def decide(*ratios: float) -> None:
+    def decide(*ratios: float | tuple[float, ...]) -> None:
         left = list(ratios)
-        monkeypatch.setattr(pipeline, "measure", lambda *_, **__: latency(left.pop(0)))
+
+        def measure(models, *_, **__):
+            found = left.pop(0)
+            return latency(*(found if isinstance(found, tuple) else (found,)), names=models)
+
+        monkeypatch.setattr(pipeline, "measure", measure)
 
     return decide
 
@@ -55,6 +60,30 @@ def test_auto_returns_the_least_slow_if_none_is_faster(measured, ratios, mode):
 def test_what_was_asked_for_has_no_second_candidate(measured, options):
     measured(1.1)  # a second measurement would find nothing to pop
     assert not prune(wide(), **options).report.faster
+
+
+@pytest.mark.parametrize(("found", "layout"), [((0.8, 0.7), "simple"), ((0.8, 0.9), "auto"), ((0.8, 0.799), "auto")])
+def test_the_simple_layout_wins_only_if_it_is_clearly_faster(measured, found, layout):
+    """Two consumers that share nothing: two blocks against a copy for each."""
+    measured(found)
+    report = prune(apart(), masks={"b": list(range(32)), "c": list(range(32, 64))}).report
+    assert (report.layout == "auto") == (layout == "auto")
+    assert report.speed.ratio == found[layout == "simple"]
+    assert set(report.latency.candidates) >= {"input", "output"} and len(report.latency.candidates) == 3
+
+
+def test_with_allow_slower_the_masks_in_the_input_layout_win_if_nothing_else_is_fast(measured):
+    measured(1.3, 1.0)
+    result = prune(wide(), masks={"left": [0]}, allow_slower=True)
+    assert result.report.layout == "input layout" and result.report.speed.ratio == 1.0
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in result.plan.masks().items()} == {"left": [0]}
+    assert result.report.after.parameters == result.report.before.parameters
+
+
+def test_with_allow_slower_what_was_asked_for_stays_if_it_is_the_fastest(measured):
+    measured(1.1, 1.2)
+    result = prune(wide(), masks={"left": [0]}, allow_slower=True)
+    assert result.report.layout != "input layout" and result.report.speed.ratio == 1.1
 
 
 # Stages

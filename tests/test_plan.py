@@ -72,6 +72,7 @@ def test_public_format() -> None:
                 "bound": 2.0,
                 "status": "FEASIBLE",
                 "seconds": 0.5,
+                "split": False,
             }
         ],
     }

@@ -113,6 +113,16 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
         help="how consumers get their channels (default %(default)s: the cheapest for each)",
     )
     group.add_argument(
+        "--measure",
+        action="store_true",
+        help="choose lowerings by timing candidates on this machine, for ten times the --bench-seconds",
+    )
+    group.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure how fast onnxruntime's kernels are here, once, in about 20 seconds, and predict with that",
+    )
+    group.add_argument(
         "--solver-seconds",
         type=float,
         default=default.solver_seconds,

@@ -50,8 +50,11 @@ class Options:
         seed: of everything random: inputs, the random criterion, the solver, the bootstrap.
         rtol: relative tolerance of the verification; None for the default (1e-4, float16 1e-2).
         atol: absolute tolerance, likewise.
+        measure: choose lowerings by timing whole models that differ in one segment, instead of by prediction alone.
+        calibrate: measure how fast onnxruntime's kernels are here, some 20 seconds, if that has not been done before.
         solver_seconds: time limit of the ordering solver, for the whole model.
         bench_seconds: time to measure latency for; 0 skips the measurement.
+        allow_slower: if nothing is faster than the input, return the masks in its own layout, should that be fastest.
         verify_each: run ``onnx.checker`` on the draft after every pass.
         dump_after: names of passes after which the draft is written, or ``all``; of two candidates the later one's.
         dump_beside: the path beside which, as ``<name>.after-<pass>.onnx``; the command line's is the output.
@@ -74,8 +77,11 @@ class Options:
     seed: int = 0
     rtol: float | None = None
     atol: float | None = None
+    measure: bool = False
+    calibrate: bool = False
     solver_seconds: float = 10.0
     bench_seconds: float = 3.0
+    allow_slower: bool = False
     verify_each: bool = False
     dump_after: tuple[str, ...] = ()
     dump_beside: str | os.PathLike[str] | None = None

@@ -17,8 +17,13 @@ from ucpe_onnx.masks import Mask
 
 FORMAT = "ucpe-plan/1"
 
-LOWERINGS = ("direct", "union", "gather", "slice")
-"""How a consumer gets its channels: it reads all that is emitted; all, some with zero weights; a Gather; a Slice."""
+LOWERINGS = ("direct", "union", "gather", "slice", "partial", "concat", "duplicate")
+"""How a consumer gets its channels.
+
+It reads all that is emitted (``direct``); all of it, some with zero weights (``union``); a Gather or a Slice of it; the
+blocks that it needs, as a sum of one node for each (``partial``) or joined again (``concat``); what producers of its
+own make (``duplicate``).
+"""
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,16 @@ class SegmentPlan:
 
     Attributes:
         id: number of the segment.
-        order: slots in emitted order; those left out are removed from every producer.
-        blocks: the same slots, one tuple for each group whose place is fixed (operands of a Concat).
+        order: slots in emitted order; those left out are removed from every producer, but for producers of a consumer's
+            own.
+        blocks: the same slots, cut at least where a group ends whose place is fixed (operand of a Concat). Unless they
+            are split, they say no more than the order.
         lowerings: for each consumer one of :data:`LOWERINGS`.
-        objective: copy-weighted number of consumers that find their channels contiguous.
-        bound: no order has a greater objective.
+        objective: predicted time of the layers around the segment, in microseconds.
+        bound: no layout is predicted to take less.
         status: OPTIMAL if objective and bound meet, else FEASIBLE.
         seconds: time the solver took.
+        split: whether every block is a tensor of its own, through all operators that allow it.
     """
 
     id: int
@@ -69,6 +77,7 @@ class SegmentPlan:
     bound: float = 0.0
     status: str = "OPTIMAL"
     seconds: float = 0.0
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,20 @@ class Plan:
     def masks(self) -> dict[str, Mask]:
         """The mask of every consumer that drops a channel."""
         return {name: c.mask() for name, c in self.consumers.items() if len(c.keep) < c.channels}
+
+    @property
+    def predicted_us(self) -> float:
+        """Predicted time of the layers around all segments that something was pruned from, in microseconds.
+
+        A layer between two segments counts for both.
+        """
+        return sum(segment.objective for segment in self.segments)
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """All that decides what is emitted: equal for plans that only came about in different ways."""
+        segments = tuple((s.order, s.blocks if s.split else (), s.split, dict(s.lowerings)) for s in self.segments)
+        return segments, {name: (c.keep, c.read) for name, c in self.consumers.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in its public format (JSON-serialisable)."""
@@ -120,6 +143,7 @@ class Plan:
                     "bound": s.bound,
                     "status": s.status,
                     "seconds": s.seconds,
+                    "split": s.split,
                 }
                 for s in self.segments
             ],
@@ -178,6 +202,9 @@ def _consumer(raw: Mapping[str, Any]) -> ConsumerPlan:
 
 
 def _segment(raw: Mapping[str, Any]) -> SegmentPlan:
+    split = raw.get("split", False)
+    if not isinstance(split, bool):
+        raise ValueError(f"'split' of segment {raw['id']} is {split!r}; expected true or false")
     return SegmentPlan(
         int(raw["id"]),
         tuple(int(i) for i in raw["order"]),
@@ -187,4 +214,5 @@ def _segment(raw: Mapping[str, Any]) -> SegmentPlan:
         float(raw.get("bound", 0.0)),
         str(raw.get("status", "FEASIBLE")),
         float(raw.get("seconds", 0.0)),
+        split,
     )

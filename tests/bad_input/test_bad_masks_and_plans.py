@@ -132,6 +132,10 @@ def contradictions() -> dict[str, Callable[[dict], object]]:
         "unknown lowering 'magic'": lambda raw: segment(raw)["lowerings"].update({"/b/Conv": "magic"}),
         "does not read this": lambda raw: segment(raw)["lowerings"].update({"fc": "union"}),
         "contradicts the": lambda raw: segment(raw)["lowerings"].update({"/b/Conv": "gather"}),
+        "are not split": lambda raw: segment(raw)["lowerings"].update({"/b/Conv": "partial"}),
+        "leave read out": lambda raw: segment(raw)["lowerings"].update({"/b/Conv": "duplicate"}),
+        "expected true or false": lambda raw: segment(raw).update(split="yes"),
+        "producers of its own": lambda raw: raw["segments"][0]["lowerings"].update({"/a/Conv": "duplicate"}),
         "disagrees with the model on consumer": lambda raw: raw["consumers"].pop("/b/Conv"),
         "frozen": lambda raw: [raw["segments"][0][key].clear() for key in ("order", "blocks")],
         "frozen slots must keep their order": lambda raw: raw["segments"][0].update(

@@ -13,7 +13,7 @@ from tests.builders import Net, assert_equal_outputs, check_emission, feeds_for,
 from ucpe_onnx import passes
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.masked import masked_model
-from ucpe_onnx.passes import Emission, NameNodes, PruneWeights, RemoveOrphans, emission_passes, run_passes
+from ucpe_onnx.passes import Emission, NameNodes, PruneWeights, RemoveOrphans, Views, emission_passes, run_passes
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import Target
 
@@ -64,7 +64,7 @@ def test_run_passes_reports_by_name() -> None:
     assert next(iter(results)) == "name-nodes"
     assert results["name-nodes"].changes == 0
     assert results["prune-weights"].changes == 4  # weights of a, b, c and the bias of a
-    assert results["select-channels"].changes == 2
+    assert results["route-channels"].changes == 2
     assert results["remove-orphans"].changes == 0
 
 
@@ -329,7 +329,7 @@ def test_initializers_that_are_declared_as_inputs(opset: int) -> None:
 
 def test_prune_weights_counts_edits() -> None:
     model = fork()
-    assert PruneWeights(emission(model, {})).run(copy_of(model)).changes == 0
+    assert PruneWeights(Views(emission(model, {}))).run(copy_of(model)).changes == 0
 
 
 def test_trace_of_the_emitted_model_agrees() -> None:

@@ -75,13 +75,13 @@ def breaks(kind: str, draft: onnx.ModelProto) -> None:
     "case",
     [
         ("PruneWeights", "structure", "after pass prune-weights: onnx.checker refuses it"),
-        ("SelectChannels", "structure", "after pass select-channels: onnx.checker refuses it"),
+        ("RouteChannels", "structure", "after pass route-channels: onnx.checker refuses it"),
         ("RemoveOrphans", "structure", "after pass remove-orphans: onnx.checker refuses it"),
         ("RemoveOrphans", "shapes", "after pass remove-orphans: onnx.checker refuses it"),
         (
             "AdaptNodes",
             "shapes",
-            "after pass refresh-shapes (with prune-weights, adapt-nodes, fix-lengths, select-channels):",
+            "after pass refresh-shapes (with prune-weights, adapt-nodes, route-channels, fix-lengths):",
         ),
     ],
 )

@@ -8,10 +8,11 @@ import pytest
 from onnx import numpy_helper
 
 from tests.builders import Net, check_emission
+from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.plan import LOWERINGS
 from ucpe_onnx.planning import Target
-from ucpe_onnx.planning.cost import ReadCost
-from ucpe_onnx.planning.lower import LOWERING_RULES, Reading, auto, gather, predicted_us, slice_, union
+from ucpe_onnx.planning.apply import selected
+from ucpe_onnx.planning.lower import LOWERING_RULES
 
 PLAIN = Target(blocked=False)
 
@@ -24,9 +25,13 @@ def readers_of(model: onnx.ModelProto, tensor: str) -> list[str]:
     return [node.name for node in model.graph.node if tensor in node.input]
 
 
-def reading(layout: list[int], kept: list[int], *, target: Target = PLAIN, grouped: bool = False) -> Reading:
-    keep = np.isin(np.arange(max(layout) + 1), kept)
-    return Reading(np.array(layout), keep, ReadCost(64, 1e6, True), target, grouped)
+def selection(layout: list[int], kept: list[int], target: Target = PLAIN) -> tuple[str, list[int]]:
+    """How a convolution of all channels up to the largest one reads the kept ones of a layout."""
+    channels = max(layout) + 1
+    net = Net()
+    traced = trace(net.output(net.conv(net.input("x", (1, channels, 2, 2)), 2, name="a")).model())
+    lowered = selected(traced.consumers["a"], np.array(layout), np.isin(np.arange(channels), kept), target)
+    return lowered.kind, lowered.read.tolist()
 
 
 def three_readers(head: str = "Relu") -> onnx.ModelProto:
@@ -36,63 +41,34 @@ def three_readers(head: str = "Relu") -> onnx.ModelProto:
     return net.output(*[net.conv(y, 4, name=name) for name in "bcd"]).model()
 
 
-# The rules, on their own
+# What a selection reads
 
 
-def test_union_reads_all_that_is_there() -> None:
-    assert union(reading([2, 0, 1], [1, 2])).kind == "union"
-    assert union(reading([2, 0, 1], [1, 2])).read.tolist() == [2, 0, 1]
-    assert union(reading([2, 0], [0, 1, 2])).kind == "direct"
+def test_a_selection_reads_what_is_kept_in_emitted_order() -> None:
+    assert selection([4, 2, 0, 1, 3], [0, 3, 4]) == ("gather", [4, 0, 3])
 
 
-def test_gather_reads_what_is_kept_in_emitted_order() -> None:
-    lowered = gather(reading([4, 2, 0, 1, 3], [0, 3, 4]))
-    assert (lowered.kind, lowered.read.tolist()) == ("gather", [4, 0, 3])
-
-
-def test_slice_needs_neighbours() -> None:
-    assert (slice_(reading([4, 2, 0, 1, 3], [0, 2])).read.tolist()) == [2, 0]
-    assert slice_(reading([4, 2, 0, 1, 3], [0, 2])).kind == "slice"
-    assert slice_(reading([4, 2, 0, 1, 3], [0, 4])).kind == "gather"
+def test_neighbours_are_sliced() -> None:
+    assert selection([4, 2, 0, 1, 3], [0, 2]) == ("slice", [2, 0])
+    assert selection([4, 2, 0, 1, 3], [0, 4]) == ("gather", [4, 0])
 
 
 def test_widths_are_filled_up_with_neighbours() -> None:
     layout = list(range(40))
-    target = Target()
-    sliced = slice_(reading(layout, [38, 39], target=target))
-    assert sliced.read.tolist() == list(range(24, 40))
-    gathered = gather(reading(layout, [5, 38, 39], target=target))
-    assert gathered.read.size == 16 and {5, 38, 39} <= set(gathered.read.tolist())
-    assert (np.diff(gathered.read) > 0).all()
-    filled = gather(reading(layout, [*range(0, 38, 2)], target=target))
-    assert filled.read.size == 20
+    assert selection(layout, [38, 39], Target()) == ("slice", list(range(24, 40)))
+    kind, read = selection(layout, [5, 38, 39], Target())
+    assert kind == "gather" and len(read) == 16 and {5, 38, 39} <= set(read) and read == sorted(read)
+    assert len(selection(layout, [*range(0, 38, 2)], Target())[1]) == 20
 
 
 def test_a_width_that_takes_everything_needs_no_copy() -> None:
-    assert gather(reading(list(range(16)), [3], target=Target())).kind == "union"
-    assert slice_(reading(list(range(16)), [3], target=Target())).kind == "union"
-    assert gather(reading([0, 1], [0, 1])).kind == "direct"
-
-
-def test_a_grouped_consumer_reads_all() -> None:
-    for rule in (gather, slice_, auto):
-        assert rule(reading([0, 1, 2, 3], [1, 2], grouped=True)).read.tolist() == [0, 1, 2, 3]
-
-
-def test_auto_takes_the_least_predicted_time() -> None:
-    dear = Reading(np.arange(64), np.arange(64) < 16, ReadCost(4, 1e8, True), Target())
-    cheap = Reading(np.arange(64), np.arange(64) < 16, ReadCost(4096, 1e2, True), Target())
-    assert auto(dear).kind == "slice"
-    assert auto(cheap).kind == "union"
-    for given in (dear, cheap):
-        assert predicted_us(given, auto(given)) == min(predicted_us(given, r(given)) for r in (union, slice_, gather))
+    assert selection(list(range(16)), [3], Target()) == ("union", list(range(16)))
+    assert selection([0, 1], [0, 1]) == ("direct", [0, 1])
 
 
 def test_registry() -> None:
-    assert set(LOWERING_RULES) == {"auto", "union", "gather", "slice"}
+    assert set(LOWERING_RULES) == {"auto", "union", "gather", "slice", "partial", "concat", "duplicate"}
     assert set(LOWERING_RULES) - {"auto"} <= set(LOWERINGS)
-    kinds = {rule(reading([0, 1, 2, 3], kept)).kind for rule in LOWERING_RULES.values() for kept in ([0, 2], [1])}
-    assert kinds <= set(LOWERINGS)
 
 
 # Selections in the emitted graph
@@ -179,3 +155,13 @@ def test_matmul_on_either_side_and_gemm(lowering: str) -> None:
     model = net.output(left, right, gemm).model()
     check_emission(model, {"left": [0, 7], "right": [1, 3, 4], "gemm": [2, 3, 7]}, lowering=lowering)
     check_emission(model, {"left": [0, 7], "right": [1, 3, 4], "gemm": [2, 3, 7]}, lowering=lowering, fill=True)
+
+
+@pytest.mark.parametrize("lowering", ["duplicate", "auto"])
+def test_own_producers_beside_a_convolution_in_groups(lowering: str) -> None:
+    """What is left for the others still falls into equal parts."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+    net.output(net.conv(net.op("Tanh", a), 4, groups=4, name="b"), net.conv(a, 2, name="c"), net.conv(a, 2, name="d"))
+    kept = {"b": [1, 6, 7], "c": [0, 1], "d": [0, 7]}
+    check_emission(net.model(), kept, lowering=lowering, target=PLAIN)

@@ -92,6 +92,13 @@ def order(segment: int, *slots: int) -> dict[str, Any]:
     return {f"segments__{segment}__order": list(slots), f"segments__{segment}__blocks": [list(slots)]}
 
 
+def split(**lowerings: str) -> dict[str, Any]:
+    """Every slot a block of its own, and consumers that read so."""
+    at = f"segments__{SEGMENT}__"
+    kinds = {f"{at}lowerings__{name}": kind for name, kind in lowerings.items()}
+    return {f"{at}split": True, f"{at}blocks": [[slot] for slot in ORDER], **kinds}
+
+
 _BAD = {
     "unknown consumer": ({"consumers__z": PLAN.to_dict()["consumers"]["b"]}, "consumer 'z'"),
     "index out of range": ({"consumers__b__keep": [0, 8]}, "index 8 is outside of its 8 input channels"),
@@ -128,6 +135,29 @@ _BAD = {
         {"consumers__b__read": list(PLAN.consumers["b"].read), f"segments__{SEGMENT}__lowerings__b": "union"},
         "contradicts the 3 of 4 channels",
     ),
+    "blocks that are not split": (
+        {f"segments__{SEGMENT}__lowerings__b": "partial"},
+        "'partial', but the blocks of segment",
+    ),
+    "concat of no blocks": ({f"segments__{SEGMENT}__lowerings__b": "concat"}, "'concat', but the blocks of segment"),
+    "a block too many": ({**split(b="partial"), "consumers__b__read": ORDER}, "'partial' contradicts the 4 of 4"),
+    "a block too few": ({**split(b="concat"), "consumers__b__read": [0]}, "'concat' contradicts the 1 of 4"),
+    "a block that is not made": (
+        {**split(b="partial"), "consumers__b__keep": [0, 1], "consumers__b__read": []},
+        "keeps channel 1, which the segment's order leaves out",
+    ),
+    "own producers of more": (
+        {"consumers__b__read": ORDER, f"segments__{SEGMENT}__lowerings__b": "duplicate"},
+        "'duplicate' contradicts the 4 of 4 channels that it reads; leave read out",
+    ),
+    "own producers of a graph input": (
+        {"consumers__a__read": [], "segments__0__lowerings__a": "duplicate"},
+        "consumer 'a': can't have producers of its own",
+    ),
+    "groups that read blocks": (
+        {"segments__0__split": True, "segments__0__lowerings__d": "partial"},
+        "bound to convolution groups",
+    ),
     "groups that read a part": (
         {"consumers__d__read": [0, 1, 2], f"segments__{TRACE.consumers['d'].segment}__lowerings__d": "gather"},
         "bound to convolution groups",
@@ -154,3 +184,31 @@ def test_a_plan_for_another_graph() -> None:
     model = net.output(net.conv(net.input("x", (1, 3, 4, 4)), 2, name="a")).model()
     with pytest.raises(MaskError, match="consumer 'b'"):
         check_plan(PLAN, trace(model), "")
+
+
+def test_split_is_true_or_false() -> None:
+    with pytest.raises(MaskError, match="not a valid plan: 'split' of segment 1 is 'no'; expected true or false"):
+        changed(segments__1__split="no")
+
+
+@pytest.mark.parametrize("kinds", [("partial", "concat"), ("concat", "gather"), ("duplicate", "partial")])
+def test_blocks_by_hand(kinds: tuple[str, str]) -> None:
+    """What is read follows from the blocks."""
+    plan = changed(**split(b=kinds[0], c=kinds[1]), consumers__b__read=[], consumers__c__read=[])
+    checked = check_plan(plan, TRACE, "")
+    assert [set(checked.consumers[name].read) for name in "bc"] == [{0, 3, 5}, {3, 5, 7}]
+    emitted = emit(MODEL, TRACE, checked)
+    onnx.checker.check_model(emitted, full_check=True)
+    assert_equal_outputs(emitted, masked_model(MODEL, checked.masks()), feeds_for(MODEL))
+
+
+def test_groups_of_a_convolution_stay_equally_wide() -> None:
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")
+    model = net.output(net.conv(a, 4, groups=2, name="b"), net.conv(a, 2, name="c")).model()
+    traced, plan, _ = prune(model, {"b": [0, 4], "c": [0, 5]}, target=Target(blocked=False), lowering="union")
+    raw = plan.to_dict()
+    number = traced.consumers["b"].segment
+    raw["segments"][number].update(order=[0, 4, 5], blocks=[[0], [4, 5]])
+    with pytest.raises(MaskError, match=f"segment {number}: its order leaves the 2 parts of axis 1 of .* unequal"):
+        check_plan(Plan.from_dict(raw), traced, "")

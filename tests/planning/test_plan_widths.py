@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import Net, prune
-from ucpe_onnx.planning import Target, target_for
+from ucpe_onnx.planning import Target
+from ucpe_onnx.planning.target import TARGETS
 
 
 def widths(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
@@ -55,7 +56,7 @@ def test_operands_of_a_concat_are_multiples_of_sixteen() -> None:
     x = net.input("x", (1, 3, 8, 8))
     joined = net.op("Concat", net.conv(x, 64, name="a"), net.conv(x, 40, name="b"), net.conv(x, 8, name="c"), axis=1)
     model = net.output(net.conv(joined, 8, name="d")).model()
-    _, _, emitted = prune(model, {"d": [*range(17), *range(64, 100), 104]})
+    _, _, emitted = prune(model, {"d": [*range(17), *range(64, 100), 104]}, lowering="union")
     assert {name: made for name, (_, made) in widths(emitted).items()} == {"a": 32, "b": 40, "c": 8, "d": 8}
 
 
@@ -110,14 +111,54 @@ def test_no_group_is_emptied() -> None:
     assert widths(emitted) == {"a": (3, 2), "b": (3, 1), "c": (3, 4)}
 
 
+def halves(net: Net, x: str, channels: int) -> list[str]:
+    return net.ops("Split", x, net.ints(channels // 2, channels // 2), outputs=2, axis=1)
+
+
+def test_what_a_split_leaves_of_several_groups_is_a_multiple_too() -> None:
+    """The halves of a shuffle hold parts of both operands of the Concat, whichever of their channels stay."""
+    net = Net()
+    x = net.input("x", (1, 3, 8, 8))
+    joined = net.op("Concat", net.conv(x, 48, name="a"), net.conv(x, 48, name="b"), axis=1)
+    apart = net.op("Transpose", net.op("Reshape", joined, net.ints(1, 2, 48, 8, 8)), perm=[0, 2, 1, 3, 4])
+    left, right = halves(net, net.op("Reshape", apart, net.ints(1, 96, 8, 8)), 96)
+    model = net.output(net.conv(left, 8, name="c"), net.conv(right, 8, name="d")).model()
+    kept = {"c": [*range(0, 48, 3)], "d": [*range(1, 48, 5)]}
+    _, plan, emitted = prune(model, kept, lowering="union")
+    found = widths(emitted)
+    assert found["c"][0] % 4 == 0 and found["d"][0] % 4 == 0
+    assert found["a"][1] < 48
+    assert {name: sorted(plan.consumers[name].keep) for name in kept} == kept
+
+
+def grouped(groups: int, each: int) -> onnx.ModelProto:
+    """a -> grouped convolution g -> b."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 8, 8)), groups * each, name="a")
+    g = net.conv(net.op("Relu", a), groups * each, 3, groups=groups, pads=[1] * 4, name="g")
+    return net.output(net.conv(net.op("Relu", g), 8, name="b")).model()
+
+
 @pytest.mark.parametrize(
-    "providers, level, target",
+    "each, kept, made",
     [
-        (["CPUExecutionProvider"], "all", Target()),
-        ([], "layout", Target()),
-        (["cpu"], "extended", Target(blocked=False, read_multiple=4, joined_multiple=4)),
-        (["CUDAExecutionProvider", "CPUExecutionProvider"], "all", Target(False, read_multiple=8, joined_multiple=8)),
+        (32, 31, 32),  # one channel more for each group, and the convolution stays in the blocked layout
+        (32, 20, 20),  # twelve more would cost more than that is worth
+        (8, 7, 7),  # was never in that layout
     ],
 )
-def test_target_for(providers: list[str], level: str, target: Target) -> None:
-    assert target_for(providers, level) == target
+def test_groups_are_rounded_to_blocks_where_that_is_cheap(each: int, kept: int, made: int) -> None:
+    model = grouped(4, each)
+    mask = [group * each + channel for group in range(4) for channel in range(kept)]
+    _, _, emitted = prune(model, {"b": mask}, lowering="union")
+    assert widths(emitted)["b"][0] == 4 * made
+
+
+def test_quantised_depthwise_convolutions_get_whole_columns() -> None:
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 8, 8)), 64, name="a")
+    model = net.output(net.conv(net.conv(a, 64, 3, groups=64, pads=[1] * 4, name="d"), 8, name="b")).model()
+    _, _, emitted = prune(model, {"b": range(33)}, target=TARGETS["cpu-int8"], lowering="union")
+    assert widths(emitted)["a"][1] == 48
+    _, _, emitted = prune(chain(64), {"b": range(33), "c": range(33)}, target=TARGETS["cpu-int8"], lowering="union")
+    assert widths(emitted)["a"][1] == 40

@@ -14,7 +14,7 @@ from ucpe_onnx.analysis.criteria import score_consumers
 from ucpe_onnx.analysis.select import Selection, select_masks
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.passes import emit
-from ucpe_onnx.planning import make_plan
+from ucpe_onnx.planning import Target, make_plan
 from ucpe_onnx.planning.make import Settings
 
 BLOCKED = "com.microsoft.nchwc"
@@ -45,4 +45,6 @@ def test_no_convolution_leaves_the_blocked_layout(name: str, ratio: float, tmp_p
         after = optimised_operators(emit(model, traced, plan), tmp_path)
         assert after["Conv"] + after["FusedConv"] == before["Conv"] + before["FusedConv"] == 0
         reorders = [c[f"{BLOCKED}:ReorderInput"] + c[f"{BLOCKED}:ReorderOutput"] for c in (before, after)]
-        assert lowering == "gather" or reorders[0] == reorders[1]
+        slots = [len(segment.classes) for segment in traced.segments]
+        narrow = sum(len(s.order) < min(Target().minimum, slots[s.id]) for s in plan.segments)
+        assert lowering == "gather" or reorders[1] <= reorders[0] + narrow, "narrow ones are read in the plain layout"

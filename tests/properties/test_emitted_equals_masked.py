@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from tests.builders import feeds_for, run
 from tests.properties.graphs import Case, models
 from tests.properties.running import close, is_steady, runs, runs_optimised, to_text
+from tests.properties.splitting import split_at_random
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning import Target
+from ucpe_onnx.planning.checks import check_plan
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
 
@@ -36,7 +38,7 @@ _STYLES = ("all", "half", "most", "few", "one", "run", "ends", "same")
 
 
 @settings(
-    max_examples=int(_LONG_RUN or 1000),
+    max_examples=int(_LONG_RUN or 400),
     derandomize=not _LONG_RUN,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -59,10 +61,15 @@ def test_emitted_equals_masked(case: Case, styles: list[str], seed: int, target:
     masks = _masks(traced, styles, np.random.default_rng(seed))
     note(f"masks: { {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()} }")
     references = {}
-    for lowering in LOWERING_RULES:
+    for lowering in (*LOWERING_RULES, "random blocks"):
         for fill in (False, True):
             note(f"lowering {lowering}, fill {fill}")
-            plan = make_plan(traced, masks, Settings(target, lowering, fill, seconds=2.0))
+            if lowering == "random blocks":
+                plan = make_plan(traced, masks, Settings(target, "union", fill, seconds=2.0))
+                plan = check_plan(split_at_random(traced, plan, np.random.default_rng(seed)), traced, "")
+                note(f"{plan.segments} {[(name, c.read) for name, c in plan.consumers.items()]}")
+            else:
+                plan = make_plan(traced, masks, Settings(target, lowering, fill, seconds=2.0))
             kept = plan.masks()
             if not fill:
                 assert {name: mask.tolist() for name, mask in kept.items()} == {

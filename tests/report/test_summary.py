@@ -100,14 +100,14 @@ def test_segments_fit_and_numbers_stay_whole(report):
         frozen=10000,
         producers=tuple(f"/backbone/stages.{i}/blocks.{i}/a_long_name/Conv" for i in range(12)),
         lowerings={"union": 12, "gather": 3, "slice": 10, "direct": 1},
-        objective=92.0,
+        objective=108.0,
         bound=100.0,
         status="FEASIBLE",
     )
     text = printed(replace(report, segments=(first, long)), verbose=True)
     assert max(map(len, text.splitlines())) <= 80
     row = cells(text, "1234")
-    assert row[:4] == ["1234", "20480", "10240", "10000"] and row[5] == ">= 92%"
+    assert row[:4] == ["1234", "20480", "10240", "10000"] and row[5] == "within 8%"
     assert row[6].startswith("12: /b") and row[6].endswith("…")
     assert all(part in text for part in ("12 union", "3 gather", "10 slice", "1 direct"))
     assert cells(text, "   1")[1:] == ["64", "32", "0", "2 direct", "optimal", "2: stem, right"]

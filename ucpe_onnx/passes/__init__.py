@@ -9,7 +9,8 @@ from ucpe_onnx.passes.name_nodes import NameNodes
 from ucpe_onnx.passes.prune_weights import PruneWeights
 from ucpe_onnx.passes.refresh_shapes import RefreshShapes
 from ucpe_onnx.passes.remove_orphans import RemoveOrphans
-from ucpe_onnx.passes.select_channels import SelectChannels
+from ucpe_onnx.passes.route_channels import RouteChannels
+from ucpe_onnx.passes.views import Views
 from ucpe_onnx.passes.watch import Watch, dump_path
 
 __all__ = [
@@ -24,7 +25,8 @@ __all__ = [
     "PruneWeights",
     "RefreshShapes",
     "RemoveOrphans",
-    "SelectChannels",
+    "RouteChannels",
+    "Views",
     "Watch",
     "dump_path",
     "emission_passes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,55 +14,69 @@ from onnx import numpy_helper
 
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.naming import fresh_name, tensor_names
-from ucpe_onnx.passes.infra import Emission, PassResult
+from ucpe_onnx.passes.infra import PassResult
 from ucpe_onnx.passes.insertion import insert_before
+from ucpe_onnx.passes.views import Views
 
 
 @dataclass(frozen=True)
 class AdaptNodes:
     """Run the rewrites that operator rules have registered, on nodes that touch a changed axis."""
 
-    emission: Emission
+    views: Views
     name: str = "adapt-nodes"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Edit the nodes in place; new shape constants become initializers."""
-        graph = self.emission.trace.graph
-        changed = {tensor for tensor, _ in self.emission.layouts if isinstance(tensor, str)}
+        emission = self.views.emission
+        graph = emission.trace.graph
+        changed = {tensor for tensor, _ in emission.layouts if isinstance(tensor, str)}
         taken = tensor_names(draft.graph)
         before: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         changes = 0
-        for index, rewrite in self.emission.trace.rewrites.items():
+        for index, rewrite in emission.trace.rewrites.items():
             node = graph.nodes[index]
-            if changed.intersection((*node.inputs, *node.outputs, *rewrite.sources)):
-                rewrite.adapt(_Edit(self.emission, draft, draft.graph.node[index], taken, before[node.name]))
+            if index in self.views.running and changed.intersection((*node.inputs, *node.outputs, *rewrite.sources)):
+                rewrite.adapt(DraftEdit(emission.layout, draft, draft.graph.node[index], taken, before[node.name]))
                 changes += 1
         insert_before(draft, before)
         return PassResult(changes)
 
 
 @dataclass(frozen=True)
-class _Edit:
-    """A :class:`ucpe_onnx.analysis.tracer.NodeEdit` on a draft."""
+class DraftEdit:
+    """A :class:`ucpe_onnx.analysis.tracer.NodeEdit` on a draft.
 
-    emission: Emission
+    Attributes:
+        layout: the emitted layout of an axis.
+        draft: the model, which gets new constants.
+        node: the node that is edited.
+        taken: all names of tensors.
+        before: gets the nodes that go in front of it.
+    """
+
+    layout: Callable[[AxisKey], IntArray]
     draft: onnx.ModelProto
     node: onnx.NodeProto
     taken: set[str]
     before: list[onnx.NodeProto]
 
     def size(self, axis: AxisKey) -> int:
-        return int(self.emission.layout(axis).size)
+        """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
+        return int(self.layout(axis).size)
 
     def kept(self, axis: AxisKey) -> IntArray:
-        return self.emission.layout(axis)
+        """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
+        return self.layout(axis)
 
     def set_input(self, index: int, value: npt.NDArray[np.generic]) -> None:
+        """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
         while len(self.node.input) <= index:
             self.node.input.append("")
         self.node.input[index] = self._constant(str(index), value)
 
     def patch_input(self, index: int, values: Sequence[int | None]) -> None:
+        """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
         given = self._constant(f"{index}_given", np.array([value is not None for value in values]))
         sizes = self._constant(f"{index}_values", np.array([value or 0 for value in values], dtype=np.int64))
         name = fresh_name(f"{self.node.output[0]}_{self.node.op_type.lower()}_{index}", self.taken)
@@ -76,6 +90,7 @@ class _Edit:
         return name
 
     def become(self, op_type: str, inputs: Sequence[str | IntArray], attributes: Mapping[str, Any]) -> None:
+        """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
         names = [value if isinstance(value, str) else self._constant("indices", value) for value in inputs]
         self.node.op_type = op_type
         del self.node.input[:], self.node.attribute[:]
@@ -83,6 +98,7 @@ class _Edit:
         self.node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
 
     def set_attribute(self, name: str, value: int | Sequence[int] | None) -> None:
+        """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
         kept = [a for a in self.node.attribute if a.name != name]
         del self.node.attribute[:]
         self.node.attribute.extend(kept if value is None else [*kept, onnx.helper.make_attribute(name, value)])

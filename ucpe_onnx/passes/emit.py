@@ -16,7 +16,8 @@ from ucpe_onnx.passes.name_nodes import NameNodes
 from ucpe_onnx.passes.prune_weights import PruneWeights
 from ucpe_onnx.passes.refresh_shapes import RefreshShapes
 from ucpe_onnx.passes.remove_orphans import RemoveOrphans
-from ucpe_onnx.passes.select_channels import SelectChannels
+from ucpe_onnx.passes.route_channels import RouteChannels
+from ucpe_onnx.passes.views import Views
 from ucpe_onnx.passes.watch import Watch
 from ucpe_onnx.plan import Plan
 
@@ -24,8 +25,8 @@ PASS_NAMES = (
     NameNodes.name,
     PruneWeights.name,
     AdaptNodes.name,
+    RouteChannels.name,
     FixLengths.name,
-    SelectChannels.name,
     RefreshShapes.name,
     RemoveOrphans.name,
     DeclareConstants.name,
@@ -39,11 +40,13 @@ def emission_steps(emission: Emission) -> tuple[tuple[Pass, ...], ...]:
     The passes up to AdaptNodes address nodes by their index in the input graph, which inserted nodes change; the
     others by their names.
     """
+    views = Views(emission)
+    weights = PruneWeights(views)
     rewrite = (
-        PruneWeights(emission),
-        AdaptNodes(emission),
+        weights,
+        AdaptNodes(views),
+        RouteChannels(views, weights.replaced),
         FixLengths(emission),
-        SelectChannels(emission),
         RefreshShapes(emission),
     )
     return ((NameNodes(),), rewrite, (RemoveOrphans(emission),), (DeclareConstants(),))

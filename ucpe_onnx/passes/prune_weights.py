@@ -15,25 +15,12 @@ from onnx import numpy_helper
 from ucpe_onnx.analysis.quantized import zero_value
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.naming import fresh_name, tensor_names
-from ucpe_onnx.passes.infra import Emission, PassResult
+from ucpe_onnx.passes.infra import PassResult
+from ucpe_onnx.passes.views import Views
+from ucpe_onnx.passes.weights import Edit, by_group
 
 Use = tuple[int, int]
 """One use of a constant: (node index, input index)."""
-
-
-@dataclass(frozen=True)
-class _Edit:
-    """What one use of a constant needs.
-
-    Attributes:
-        zeros: (axis, input channels, groups) to set to zero first, by their original places.
-        takes: the positions to take along an axis, in emitted order.
-        columns: for a grouped convolution the positions to take along axis 1, for each group.
-    """
-
-    zeros: tuple[int, tuple[int, ...], int] | None = None
-    takes: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    columns: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,12 +31,12 @@ class PruneWeights:
     reads too, stays for those and gets edited copies for the others.
     """
 
-    emission: Emission
+    views: Views
     name: str = "prune-weights"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Edit initializers and the node inputs that refer to copies."""
-        graph = self.emission.trace.graph
+        graph = self.views.emission.trace.graph
         stored = {tensor.name: tensor for tensor in draft.graph.initializer}
         declarations: dict[str, list[onnx.ValueInfoProto]] = defaultdict(list)
         for value_info in (*draft.graph.input, *draft.graph.value_info):
@@ -58,7 +45,7 @@ class PruneWeights:
         for name, variants in self._by_tensor.items():
             for edit, group in variants.items():
                 original = np.asarray(graph.value(name))
-                value = _edited(original, edit, zero_value(graph, group[0], original.ndim))
+                value = edit.apply(original, zero_value(graph, group[0], original.ndim))
                 if name in self.replaced:
                     _replace(stored[name], value)
                     for declared in declarations[name]:
@@ -73,7 +60,7 @@ class PruneWeights:
     @cached_property
     def replaced(self) -> frozenset[str]:
         """The initializers that get another value in their place: all of their uses need the same."""
-        graph = self.emission.trace.graph
+        graph = self.views.emission.trace.graph
         stored = {tensor.name for tensor in graph.model.graph.initializer} - graph.captured - set(graph.outputs)
         return frozenset(
             name
@@ -82,79 +69,46 @@ class PruneWeights:
         )
 
     @cached_property
-    def _by_tensor(self) -> Mapping[str, Mapping[_Edit, list[Use]]]:
+    def _by_tensor(self) -> Mapping[str, Mapping[Edit, list[Use]]]:
         """What each constant's uses need."""
-        nodes = self.emission.trace.graph.nodes
-        by_tensor: dict[str, dict[_Edit, list[Use]]] = defaultdict(lambda: defaultdict(list))
+        nodes = self.views.emission.trace.graph.nodes
+        by_tensor: dict[str, dict[Edit, list[Use]]] = defaultdict(lambda: defaultdict(list))
         for (node, position), edit in self._edits().items():
             by_tensor[nodes[node].inputs[position]][edit].append((node, position))
         return by_tensor
 
-    def _edits(self) -> dict[Use, _Edit]:
-        trace = self.emission.trace
+    def _edits(self) -> dict[Use, Edit]:
+        trace = self.views.emission.trace
         takes: dict[Use, dict[int, IntArray]] = defaultdict(dict)
-        for (tensor, axis), layout in self.emission.layouts.items():
+        for (tensor, axis), layout in self.views.emission.layouts.items():
             if isinstance(tensor, tuple):
                 takes[tensor][axis] = layout
         zeros: dict[Use, tuple[int, tuple[int, ...], int]] = {}
         columns: dict[Use, tuple[tuple[int, ...], ...]] = {}
         for name, consumer in trace.consumers.items():
-            use, plan = consumer.use, self.emission.plan.consumers[name]
+            use, plan = consumer.use, self.views.emission.plan.consumers[name]
             read = np.asarray(plan.read, dtype=np.int64)
             if not np.array_equal(read, np.arange(consumer.channels)):
                 if use.groups > 1 and use.weight_axis == 1:
-                    columns[use.constant] = _by_group(read, consumer.channels, use.groups)
+                    columns[use.constant] = by_group(read, consumer.channels, use.groups)
                 else:
                     takes[use.constant][use.weight_axis] = read
             dropped = read[~plan.mask()[read]]
             if dropped.size:
                 zeros[use.constant] = (use.weight_axis, tuple(dropped.tolist()), use.groups)
         for made in (made for made in trace.producers if made.groups > 1 and made.weight_axis == 1):
-            if made.tensor_axis in self.emission.layouts:
+            if made.tensor_axis in self.views.emission.layouts:
                 size = trace.slots.axes[made.tensor_axis].size
-                columns[made.constant] = _by_group(self.emission.layout(made.tensor_axis), size, made.groups)
+                columns[made.constant] = by_group(self.views.emission.layout(made.tensor_axis), size, made.groups)
         return {
-            use: _Edit(
+            use: Edit(
                 zeros.get(use),
                 tuple((axis, tuple(at.tolist())) for axis, at in sorted(takes[use].items())),
                 columns.get(use, ()),
             )
             for use in dict.fromkeys((*takes, *zeros, *columns))
+            if use[0] in self.views.running
         }
-
-
-def _by_group(layout: IntArray, channels: int, groups: int) -> tuple[tuple[int, ...], ...]:
-    """The emitted positions of each group, counted from the group's first; all groups keep equally many."""
-    return tuple(tuple(part.tolist()) for part in (layout % (channels // groups)).reshape(groups, -1))
-
-
-def _edited(value: npt.NDArray[np.generic], edit: _Edit, zero: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    if edit.zeros is not None:
-        value = _zeroed(value, zero, *edit.zeros)
-    for axis, positions in edit.takes:
-        value = np.take(value, np.asarray(positions, dtype=np.int64), axis=axis)
-    if edit.columns:
-        by_group = value.reshape(len(edit.columns), -1, *value.shape[1:])
-        parts = [np.take(part, at, axis=1) for part, at in zip(by_group, edit.columns, strict=True)]
-        value = np.concatenate(parts)
-    return np.ascontiguousarray(value)
-
-
-def _zeroed(
-    value: npt.NDArray[np.generic], zero: npt.NDArray[np.generic], axis: int, channels: tuple[int, ...], groups: int
-) -> npt.NDArray[np.generic]:
-    """A copy in which what reads the given channels stands for zero."""
-    copy = np.array(value)
-    zeros = np.broadcast_to(zero, value.shape)
-    if groups == 1 or axis == 0:
-        np.moveaxis(copy, axis, 0)[list(channels)] = np.moveaxis(zeros, axis, 0)[list(channels)]
-        return copy
-    columns = value.shape[1]
-    rows = copy.reshape(groups, -1, *value.shape[1:])  # (groups, C_out/groups, C_in/groups, k...), a view
-    fill = zeros.reshape(rows.shape)
-    for channel in channels:
-        rows[channel // columns, :, channel % columns] = fill[channel // columns, :, channel % columns]
-    return copy
 
 
 def _replace(tensor: onnx.TensorProto, value: npt.NDArray[np.generic]) -> None:

@@ -13,6 +13,7 @@ from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.masks import check_masks
 from ucpe_onnx.plan import LOWERINGS, ConsumerPlan, Plan, SegmentPlan
+from ucpe_onnx.planning.routes import Routes
 
 
 def check_plan(plan: Plan, trace: Trace, sha256: str) -> Plan:
@@ -42,13 +43,15 @@ def check_plan(plan: Plan, trace: Trace, sha256: str) -> Plan:
     if [s.id for s in plan.segments] != [s.id for s in trace.segments]:
         raise MaskError("it disagrees with the model on the segments; make a new plan")
     consumers = dict(plan.consumers)
+    routes = Routes(trace)
     for segment, decided in zip(trace.segments, plan.segments, strict=True):
         _check_order(segment, decided)
         _check_lowerings(segment, decided)
         layouts = _layouts(trace, segment, decided)
         for name in segment.consumers:
             consumer = trace.consumers[name]
-            consumers[name] = _checked(name, consumer, consumers[name], decided, layouts[consumer.use.tensor_axis])
+            checked = _checked(consumer, consumers[name], decided)
+            consumers[name] = _with_reading(routes, consumer, checked, decided, layouts[consumer.use.tensor_axis])
     return replace(plan, consumers={name: consumers[name] for name in trace.consumers})
 
 
@@ -83,48 +86,91 @@ def _check_lowerings(segment: Segment, decided: SegmentPlan) -> None:
 
 def _layouts(trace: Trace, segment: Segment, decided: SegmentPlan) -> Mapping[AxisKey, IntArray]:
     try:
-        return segment_layouts(trace, segment, decided.order)
+        layouts = segment_layouts(trace, segment, decided.order)
     except LayoutConflict as error:
         raise MaskError(f"segment {segment.id}: its order suits no layout: {error}") from error
+    for partition in segment.partitions:
+        held = layouts[partition.axis] // (trace.slots.axes[partition.axis].size // partition.parts)
+        if np.unique(np.bincount(held, minlength=partition.parts)).size > 1:
+            raise MaskError(
+                f"segment {segment.id}: its order leaves the {partition.parts} parts of axis {partition.axis[1]} of"
+                f" {partition.axis[0]!r} unequal; the groups of a convolution must keep equally many channels"
+            )
+    return layouts
 
 
-def _checked(name: str, consumer: Consumer, plan: ConsumerPlan, decided: SegmentPlan, layout: IntArray) -> ConsumerPlan:
-    where = f"consumer {name!r}"
+def _checked(consumer: Consumer, plan: ConsumerPlan, decided: SegmentPlan) -> ConsumerPlan:
+    """Facts, which must be the model's, and the mask."""
     facts = (plan.channels, plan.segment, plan.slots)
     if facts != (consumer.channels, consumer.segment, tuple(consumer.slots.tolist())):
-        raise MaskError(f"{where}: channels, segment or slots differ from the model's; make a new plan")
+        raise MaskError(
+            f"consumer {consumer.name!r}: channels, segment or slots differ from the model's; make a new plan"
+        )
     if list(plan.keep) != sorted(set(plan.keep)):
-        raise MaskError(f"{where}: keep must hold ascending channels, each once")
+        raise MaskError(f"consumer {consumer.name!r}: keep must hold ascending channels, each once")
+    return plan
+
+
+def _with_reading(
+    routes: Routes, consumer: Consumer, plan: ConsumerPlan, decided: SegmentPlan, layout: IntArray
+) -> ConsumerPlan:
+    """What a consumer reads must follow from its lowering; it is filled in where the plan has left it out."""
+    where = f"consumer {consumer.name!r}"
+    kind = decided.lowerings.get(consumer.name, "union")
+    _check_possible(routes, consumer, decided, kind)
     gone = sorted(set(plan.keep) - set(layout.tolist()))
-    if gone:
+    if gone and kind != "duplicate":
         raise MaskError(f"{where}: keeps channel {gone[0]}, which the segment's order leaves out")
-    kind = decided.lowerings.get(name, "union")
+    derived = _reading(routes, consumer, plan, decided, layout)
     if not plan.read:
-        plan = replace(plan, read=_reading(plan, kind, layout))
+        plan = replace(plan, read=tuple(derived.tolist()))
+    if kind not in ("partial", "concat", "duplicate"):
+        _check_selection(where, kind, plan, layout)
+    if kind not in ("gather", "slice") and plan.read != tuple(derived.tolist()):
+        raise MaskError(
+            f"{where}: lowering {kind!r} contradicts the {len(plan.read)} of {layout.size} channels that it reads;"
+            " leave read out to have it filled in"
+        )
+    return plan
+
+
+def _check_possible(routes: Routes, consumer: Consumer, decided: SegmentPlan, kind: str) -> None:
+    where = f"consumer {consumer.name!r}"
+    if kind not in ("direct", "union") and not routes.selects(consumer):
+        raise MaskError(f"{where}: its channels are bound to convolution groups, so it must read all")
+    if kind in ("partial", "concat") and not decided.split:
+        raise MaskError(f"{where}: lowering {kind!r}, but the blocks of segment {decided.id} are not split")
+    if kind in ("partial", "concat") and not routes.divides(consumer):
+        raise MaskError(f"{where}: can't read blocks; choose another lowering")
+    if kind == "partial" and not routes.summable(consumer):
+        raise MaskError(f"{where}: can't be a sum over blocks; choose another lowering")
+    if kind == "duplicate" and not routes.separable(consumer):
+        raise MaskError(f"{where}: can't have producers of its own; choose another lowering")
+
+
+def _check_selection(where: str, kind: str, plan: ConsumerPlan, layout: IntArray) -> None:
     place = {channel: index for index, channel in enumerate(layout.tolist())}
     places = [place.get(channel, -1) for channel in plan.read]
     if -1 in places or places != sorted(set(places)) or not set(plan.keep) <= set(plan.read):
         raise MaskError(f"{where}: read must hold the kept channels, in emitted order")
-    _check_kind(where, kind, places, consumer, layout.size)
-    return plan
-
-
-def _check_kind(where: str, kind: str, places: list[int], consumer: Consumer, available: int) -> None:
-    everything = len(places) == available
-    if everything != (kind in ("direct", "union")):
+    if len(places) == layout.size and kind in ("gather", "slice"):
         raise MaskError(
-            f"{where}: lowering {kind!r} contradicts the {len(places)} of {available} channels that it reads"
+            f"{where}: lowering {kind!r} contradicts the {len(places)} of {layout.size} channels that it reads"
         )
     if kind == "slice" and places[-1] - places[0] + 1 != len(places):
         raise MaskError(f"{where}: lowering 'slice', but the channels that it reads are not contiguous")
-    if not everything and consumer.use.groups > 1:
-        raise MaskError(f"{where}: its channels are bound to convolution groups, so it must read all")
 
 
-def _reading(plan: ConsumerPlan, kind: str, layout: IntArray) -> tuple[int, ...]:
-    kept = np.flatnonzero(plan.mask()[layout])
+def _reading(
+    routes: Routes, consumer: Consumer, plan: ConsumerPlan, decided: SegmentPlan, layout: IntArray
+) -> IntArray:
+    """What a consumer reads if a plan doesn't say: no more than its lowering makes it."""
+    kind, keep = decided.lowerings.get(consumer.name, "union"), plan.mask()
+    if kind == "duplicate":
+        return routes.own(consumer, keep)
+    if kind in ("partial", "concat"):
+        return routes.in_blocks(consumer, decided.blocks, layout, keep)
+    kept = np.flatnonzero(keep[layout])
     if kind == "gather":
-        return tuple(layout[kept].tolist())
-    if kind == "slice":
-        return tuple(layout[kept[0] : kept[-1] + 1].tolist())
-    return tuple(layout.tolist())
+        return layout[kept]
+    return layout[kept[0] : kept[-1] + 1] if kind == "slice" else layout

@@ -1,72 +1,218 @@
-"""Predicted cost of a consumer's lowerings, in microseconds.
-
-The model is the one that fits onnxruntime's CPU kernels: arithmetic in whole blocks, copies by the byte, and a reorder
-on each side of a copy that leaves the blocked layout.
-"""
+"""Predicted times of a model's nodes in microseconds, by the number of channels that they read, make or carry."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
 
-from ucpe_onnx.analysis.trace import Consumer, Trace
+import numpy as np
+import numpy.typing as npt
+
+from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.slots import AxisKey, IntArray
+from ucpe_onnx.analysis.structure import Consumer, Trace
+from ucpe_onnx.analysis.tracer import WeightUse
+from ucpe_onnx.planning.rates import Rates
 from ucpe_onnx.planning.target import Target
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 _NOMINAL = 28
 """Length assumed for a spatial axis that is dynamic."""
 
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "QLinearConv", "ConvInteger"})
+_FUSING = frozenset({"Conv", "QLinearConv"})
+"""Convolutions that do what follows them."""
+_FREE = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Concat"})
+_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
+"""What onnxruntime lets a convolution do; all but Relu are a pass over its output."""
+_CURVED = frozenset({"Erf", "Exp", "Gelu", "Log", "Mish", "Sigmoid", "Softplus", "Swish", "Tanh"})
+
 
 @dataclass(frozen=True)
-class ReadCost:
-    """What the cost of reading channels depends on.
+class Costs:
+    """What nodes cost on a target.
 
     Attributes:
-        read_elements: elements per channel of the tensor that is read.
-        flops: floating-point operations per channel that is read.
-        convolution: whether the consumer runs in the blocked layout.
+        trace: the analysed model.
+        target: the runtime.
+        rates: of its kernels.
+        made: the expected number of channels of an axis in the emitted graph.
+        kept: how many channels each consumer keeps.
     """
 
-    read_elements: int
-    flops: float
-    convolution: bool
+    trace: Trace
+    target: Target
+    rates: Rates
+    made: Callable[[AxisKey], int]
+    kept: Mapping[str, int]
 
-    def compute_us(self, target: Target, channels: int) -> float:
-        """Time of the consumer itself when it reads so many channels."""
-        if target.blocked and self.convolution:
-            penalty = 1.5 if channels >= target.minimum and channels % target.read_multiple else 1.0
-            channels = -(-channels // target.block) * target.block
-        else:
-            penalty = 1.0
-        return target.call_us + penalty * self.flops * channels / (target.gflops * 1e3)
+    def blocked(self, tensor: str) -> bool:
+        """Whether a tensor lies in the blocked layout."""
+        return self.target.blocked and len(self.trace.graph.shape(tensor) or ()) == 4
 
-    def copy_us(self, target: Target, channels: int, available: int) -> float:
-        """Time to copy so many channels out of those available, reorders included."""
-        moved = channels
-        if target.blocked and self.convolution:
-            moved += channels + available  # back into blocks, and out of them before
-        calls = 3 if target.blocked and self.convolution else 1
-        return calls * target.call_us + moved * self.read_elements * 4 / target.bytes_per_us
+    def positions(self, tensor: str, axis: int) -> int:
+        """Elements of a tensor for each channel."""
+        dims = list(self.trace.graph.shape(tensor) or ())
+        del dims[axis : axis + 1]
+        return max(1, _elements(dims, skip_batch=axis != 0))
+
+    def bytes(self, tensor: str, axis: int) -> int:
+        """Bytes of a tensor for each channel."""
+        return self.positions(tensor, axis) * self.target.element_bytes
+
+    def reads_us(self, consumer: Consumer, channels: IntArray) -> FloatArray:
+        """Time of a consumer, by the channels that it reads."""
+        use = consumer.use
+        out = next((name for name in use.node.outputs if name), "")
+        made = self._made_by(use.node)
+        return self._node_us(use, channels, np.full(channels.shape, made), str(use.tensor_axis[0]), out)
+
+    def makes_us(self, use: WeightUse, channels: IntArray) -> FloatArray:
+        """Time of a producer, by the channels that it makes."""
+        read = self._read_by(use.node)
+        return self._node_us(use, np.full(channels.shape, read), channels, use.node.inputs[0], str(use.tensor_axis[0]))
+
+    def carries_us(self, node: Node, axis: AxisKey, channels: IntArray) -> FloatArray:
+        """Time of an operator that hands channels on, by their number; what a convolution does on the way is cheap."""
+        tensor = str(axis[0])
+        if node.op_type in _FREE:
+            return np.zeros(channels.shape)
+        written = channels * max(self.bytes(tensor, axis[1]), self.bytes(node.inputs[0], axis[1]))
+        if self._is_fused(node):
+            cheap = node.op_type not in _ACTIVATIONS or node.op_type == "Relu"
+            return np.zeros(channels.shape) if cheap else _floats(self.rates.fused_us(written))
+        if node.op_type in _CONVOLUTIONS or self._is_depthwise(node):
+            kernel = self._kernel(node) if node.op_type in _CONVOLUTIONS else (1, 1)
+            read = self.positions(node.inputs[0], 1)
+            return _floats(self.rates.depthwise_us(channels, kernel, self.positions(tensor, 1), read))
+        if node.op_type in ("Add", "Sum", "Mul", "Sub"):
+            return _floats(self.rates.add_us(written))
+        if node.op_type == "BatchNormalization":
+            return _floats(self.rates.normal_us(written, channels))
+        return _floats(self.rates.pointwise_us(written, curved=node.op_type in _CURVED))
+
+    def calls(self, nodes: Iterable[Node]) -> int:
+        """How many of the nodes are kernels of their own."""
+        return sum(node.op_type not in _FREE and not self._is_fused(node) for node in nodes)
+
+    def part_us(self, consumer: Consumer, channels: int) -> float:
+        """What one more term of a sum costs a consumer that reads so many channels in all."""
+        use = consumer.use
+        halves, whole = self.reads_us(consumer, np.array([max(channels // 2, 1), max(channels, 1)]))
+        out = next(name for name in use.node.outputs if name)
+        made, rank = self._made_by(use.node), len(self.trace.graph.shape(out) or ())
+        positions = self.positions(out, 1 if use.node.op_type in _CONVOLUTIONS else rank - 1)
+        kernel = self._kernel(use.node) if use.node.op_type in _CONVOLUTIONS else (1, 1)
+        further = float(self.rates.partial_us(made, positions, kernel))
+        if self._adds_already(use.node):
+            further = float(self.rates.add_us(made * positions * self.target.element_bytes))
+        return max(0.0, float(2 * halves - whole)) + further
+
+    def gather_us(self, written: float, channels: int) -> float:
+        """A Gather of so many channels."""
+        return float(self.rates.gather_us(written, channels))
+
+    def slice_us(self, written: float) -> float:
+        """A Slice."""
+        return float(self.rates.slice_us(written))
+
+    def concat_us(self, written: float) -> float:
+        """A Concat."""
+        return float(self.rates.concat_us(written))
+
+    def reorder_us(self, tensor: str, written: float) -> float:
+        """A change of layout, of a tensor that lies in the blocked one; else none."""
+        return float(self.rates.reorder_us(written)) if self.blocked(tensor) else 0.0
+
+    def _node_us(self, use: WeightUse, cin: IntArray, cout: IntArray, data: str, out: str) -> FloatArray:
+        node = use.node
+        if node.op_type in _CONVOLUTIONS:
+            read, made = self.positions(data, 1), self.positions(out, 1)
+            groups = max(use.groups, 1)
+            cin, cout = (-(-np.maximum(channels, 1) // groups) * groups for channels in (cin, cout))
+            if node.op_type == "ConvTranspose":
+                return _floats(self.rates.transposed_us(cin, cout, self._kernel(node), made, read, groups=groups))
+            us = self.rates.conv_us(cin, cout, self._kernel(node), made, read, groups=groups)
+            return _floats(us + self._out_of_layout_us(data, cin, groups))
+        rows = self.positions(out, len(self.trace.graph.shape(out) or ()) - 1)
+        return _floats(self.rates.gemm_us(rows, cin, cout))
+
+    def _out_of_layout_us(self, data: str, cin: IntArray, groups: int) -> Any:
+        """A convolution that reads few channels reads them from the plain layout: what it costs to bring them there."""
+        if groups > 1 or not self.blocked(data) or data not in self.trace.graph.makers:
+            return 0.0
+        written = cin * self.bytes(data, 1)
+        return np.where(cin < self.target.minimum, self.rates.reorder_us(written), 0.0)
+
+    def _kernel(self, node: Node) -> tuple[int, int]:
+        weight = 3 if node.op_type == "QLinearConv" else 1
+        shape = self.trace.graph.shape(node.inputs[weight]) or ()
+        lengths = [size if isinstance(size, int) else 1 for size in shape[2:]]
+        return (math.prod(lengths[:-1]), lengths[-1]) if lengths else (1, 1)
+
+    def _made_by(self, node: Node) -> int:
+        use = self._producers.get(node.index)
+        if use is not None:
+            return max(self.made(use.tensor_axis), 1)
+        shape = self.trace.graph.shape(next((name for name in node.outputs if name), "")) or ()
+        return shape[-1] if shape and isinstance(shape[-1], int) else 1
+
+    def _read_by(self, node: Node) -> int:
+        return max(self.kept.get(node.name, 1), 1)
+
+    @cached_property
+    def _producers(self) -> Mapping[int, WeightUse]:
+        return {use.node.index: use for use in self.trace.producers}
+
+    def _is_fused(self, node: Node) -> bool:
+        """Whether onnxruntime lets another kernel, mostly the convolution in front, do the node's work."""
+        if node.op_type == "BatchNormalization":
+            return self._from_convolution(node.inputs[0])
+        if node.op_type in _ACTIVATIONS:
+            return self._from_convolution(node.inputs[0], through=("BatchNormalization", "Add"))
+        if node.op_type == "Add" and self.target.fuses_add:
+            return any(self._from_convolution(name, through=("BatchNormalization",)) for name in node.inputs)
+        return node.op_type == "Mul" and self._is_swish(node)
+
+    def _adds_already(self, node: Node) -> bool:
+        """Whether a convolution does an Add that it can't do any more once it adds the terms of a sum."""
+        out = next(name for name in node.outputs if name)
+        readers = [reader for reader, _ in self.trace.graph.readers[out]]
+        if len(readers) != 1 or not self.target.fuses_add:
+            return False
+        if readers[0].op_type == "BatchNormalization":
+            return self._adds_already(readers[0])
+        others = [name for name in readers[0].inputs if name != out]
+        return readers[0].op_type == "Add" and not any(
+            self._from_convolution(name, through=("BatchNormalization",)) for name in others
+        )
+
+    def _is_swish(self, node: Node) -> bool:
+        """Whether a node is the product in ``x * sigmoid(x)``, of which onnxruntime makes one kernel."""
+        makers = [self.trace.graph.makers.get(name) for name in node.inputs]
+        return any(
+            maker is not None and maker.op_type == "Sigmoid" and maker.inputs[0] in node.inputs for maker in makers
+        )
+
+    def _is_depthwise(self, node: Node) -> bool:
+        """Whether onnxruntime makes a normalisation that no convolution does a depthwise one, 1x1."""
+        return node.op_type == "BatchNormalization" and self.blocked(node.outputs[0])
+
+    def _from_convolution(self, tensor: str, through: tuple[str, ...] = ()) -> bool:
+        maker = self.trace.graph.makers.get(tensor)
+        if maker is None or len(self.trace.graph.readers[tensor]) != 1:
+            return False
+        if maker.op_type in through:
+            return self._is_fused(maker) or self._is_depthwise(maker)
+        return maker.op_type in _FUSING
 
 
-def read_cost(trace: Trace, consumer: Consumer) -> ReadCost:
-    """Measure a consumer: elements per channel, operations per channel."""
-    use = consumer.use
-    tensor, axis = use.tensor_axis
-    dims = list(trace.graph.shape(str(tensor)) or ())
-    del dims[axis : axis + 1]
-    read = _elements(dims, skip_batch=axis != 0)
-    out = list(trace.graph.shape(use.node.outputs[0]) or ())
-    weight = trace.graph.constants.shape(use.weight) or ()
-    if use.node.op_type == "Conv":
-        positions = _elements(out[2:], skip_batch=False)
-        per_channel = 2.0 * math.prod(weight) / weight[1] / use.groups * positions
-    elif use.node.op_type == "ConvTranspose":
-        positions = _elements(dims[1:], skip_batch=False)
-        per_channel = 2.0 * math.prod(weight[1:]) * positions
-    else:
-        positions = _elements(out[:-1], skip_batch=True)
-        per_channel = 2.0 * math.prod(weight) / consumer.channels * positions
-    return ReadCost(read, per_channel, use.node.op_type == "Conv" and len(out) == 4)
+def _floats(us: Any) -> FloatArray:
+    return np.asarray(us, dtype=np.float64)
 
 
 def _elements(dims: list[int | str | None], *, skip_batch: bool) -> int:

@@ -1,4 +1,4 @@
-"""Make a plan: for each segment the slots that stay, their order, and how every consumer reads them."""
+"""Make a plan: for each segment the slots that stay, their order and blocks, and how every consumer reads them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,30 @@ import numpy.typing as npt
 
 from ucpe_onnx import __version__
 from ucpe_onnx.analysis.criteria import FloatArray
-from ucpe_onnx.analysis.layout import segment_layouts
 from ucpe_onnx.analysis.select import slot_scores
-from ucpe_onnx.analysis.slots import AxisKey, IntArray
+from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
-from ucpe_onnx.planning.cost import read_cost
-from ucpe_onnx.planning.lower import LOWERING_RULES, Lowered, Reading
+from ucpe_onnx.planning.apply import Lowered, Solved, applied
+from ucpe_onnx.planning.cost import Costs
+from ucpe_onnx.planning.lower import LOWERING_RULES
+from ucpe_onnx.planning.order import in_original_order, ordered
+from ucpe_onnx.planning.rates import Rates, default_rates
+from ucpe_onnx.planning.routes import Routes
+from ucpe_onnx.planning.segment_problem import ProblemMaker, Question
 from ucpe_onnx.planning.target import Target
-from ucpe_onnx.planning.widths import emitted_slots
-from ucpe_onnx.solve import Ordering, OrderingProblem, Reader, solve_ordering
+from ucpe_onnx.planning.widths import emitted_slots, needed_slots, width_multiple
+from ucpe_onnx.solve.blocks import solve_blocks
+
+_SHORTEST = 0.02
+"""Seconds that every segment gets, however many there are."""
+
+
+_EFFORT = 0.3
+"""Of the solver, for a segment: more takes seconds and hardly ever changes what is emitted."""
+_TOLERANCE = 0.01
+"""A layout that is proven to be this close to the best one is good enough: predictions are not as good as that."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Settings:
         seed: for the solver.
         options: what the plan records of the caller's options.
         source_sha256: what the plan records of the input.
+        rates: of the runtime's kernels; None: the defaults for the target.
     """
 
     target: Target = field(default_factory=Target)
@@ -46,6 +60,7 @@ class Settings:
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     source_sha256: str = ""
+    rates: Rates | None = None
 
 
 def make_plan(
@@ -74,89 +89,107 @@ def make_plan(
     return Plan(settings.source_sha256, __version__, settings.options, ordered, tuple(segments))
 
 
-@dataclass(frozen=True)
 class _Planner:
     """Plans one segment after the other within a common deadline."""
 
-    trace: Trace
-    masks: Mapping[str, Mask]
-    settings: Settings
-    scores: Mapping[str, FloatArray]
-    deadline: float
+    def __init__(
+        self,
+        trace: Trace,
+        masks: Mapping[str, Mask],
+        settings: Settings,
+        scores: Mapping[str, FloatArray],
+        deadline: float,
+    ) -> None:
+        self.trace = trace
+        self.masks = masks
+        self.settings = settings
+        self.deadline = deadline
+        self.routes = Routes(trace)
+        self.score = [self._score(segment, scores) for segment in trace.segments]
+        self.emitted = [self._emitted(s, settings.target, fill=settings.fill) for s in trace.segments]
+        self.waiting = sum(self._is_open(segment) for segment in trace.segments)
+        kept = {name: int(masks[name].sum()) if name in masks else c.channels for name, c in trace.consumers.items()}
+        rates = settings.rates or default_rates(settings.target)
+        self.costs = Costs(trace, settings.target, rates, self._made, kept)
 
     def plan(self, segment: Segment) -> tuple[SegmentPlan, dict[str, Lowered]]:
         """Slots, order and lowerings of a segment. One that no mask touches stays as it is."""
-        readers = [self.trace.consumers[name] for name in segment.consumers]
-        if not any(name in self.masks for name in segment.consumers):
+        if not self._is_open(segment):
             order = tuple(range(len(segment.classes)))
+            readers = [self.trace.consumers[name] for name in segment.consumers]
             whole = {c.name: Lowered("direct", np.arange(c.channels, dtype=np.int64)) for c in readers}
             return SegmentPlan(segment.id, order, (order,), dict.fromkeys(whole, "direct")), whole
-        emitted = self._emitted(segment, readers)
-        ordering = self._order(segment, emitted)
-        order = tuple(slot for group in ordering.groups for slot in group)
-        layouts = segment_layouts(self.trace, segment, order)
-        lowered = {consumer.name: self._lower(consumer, layouts) for consumer in readers}
-        if self.settings.fill:  # what is read is kept: no zero weights are left
-            lowered = {n: replace(c, kind="direct") if c.kind == "union" else c for n, c in lowered.items()}
-        plan = SegmentPlan(
-            id=segment.id,
-            order=order,
-            blocks=ordering.groups,
-            lowerings={name: choice.kind for name, choice in lowered.items()},
-            objective=ordering.objective,
-            bound=ordering.bound,
-            status=ordering.status,
-            seconds=round(ordering.seconds, 6),
+        start = time.monotonic()
+        share = max(_SHORTEST, (self.deadline - start) / max(self.waiting, 1))
+        self.waiting -= 1
+        settings = self.settings
+        rule = LOWERING_RULES[settings.lowering]
+        by_order = rule.ordered and (settings.lowering == "slice" or settings.target.contiguity_pays)
+        emitted = self._narrowed(segment)
+        groups, contiguous = in_original_order(segment, emitted), frozenset[str]()
+        if by_order:
+            groups, contiguous = ordered(self.costs, segment, self.masks, groups, seconds=share / 2, seed=settings.seed)
+        question = self._question(segment, emitted, contiguous)
+        posed = ProblemMaker(self.costs, self.routes, question).make()
+        left = max(_SHORTEST, share - (time.monotonic() - start))
+        solved = Solved(
+            posed,
+            solve_blocks(posed.problem, seconds=left, effort=_EFFORT, tolerance=_TOLERANCE, seed=settings.seed),
+            groups,
         )
-        return plan, lowered
+        plan, lowered = applied(self.routes, question, solved, settings.target, fill=settings.fill)
+        return replace(plan, seconds=round(time.monotonic() - start, 6)), lowered
 
-    def _emitted(self, segment: Segment, readers: list[Consumer]) -> npt.NDArray[np.bool_]:
-        scored = [consumer for consumer in readers if consumer.name in self.scores]
-        score = slot_scores(segment, scored, self.scores) if scored else None
-        return emitted_slots(
-            self.trace, segment, self.masks, self.settings.target, score=score, fill=self.settings.fill
+    def _question(
+        self, segment: Segment, emitted: npt.NDArray[np.bool_], contiguous: frozenset[str] = frozenset()
+    ) -> Question:
+        return Question(
+            segment,
+            self.masks,
+            emitted,
+            needed_slots(self.trace, segment, self.masks),
+            self.score[segment.id],
+            width_multiple(self.trace, segment, self.settings.target),
+            contiguous,
+            LOWERING_RULES[self.settings.lowering],
         )
 
-    def _order(self, segment: Segment, emitted: npt.NDArray[np.bool_]) -> Ordering:
-        """Pose the ordering problem of the emitted slots and solve it."""
-        groups = tuple(tuple(slot for slot in group if emitted[slot]) for group in segment.groups)
-        fixed = frozenset(i for i, group in enumerate(segment.groups) if segment.frozen[group[0]])
-        readers = []
-        for name in segment.consumers:
-            reader = _reader(segment, self.trace.consumers[name], self.masks[name]) if name in self.masks else None
-            if reader is not None:
-                cost = read_cost(self.trace, self.trace.consumers[name])
-                weight = cost.copy_us(self.settings.target, int(self.masks[name].sum()), int(emitted.sum()))
-                readers.append(Reader(name, *reader, round(weight, 3)))
-        problem = OrderingProblem(groups=groups, readers=tuple(readers), fixed=fixed)
-        seconds = max(0.05, self.deadline - time.monotonic())
-        return solve_ordering(problem, seconds=seconds, seed=self.settings.seed)
+    def _narrowed(self, segment: Segment) -> npt.NDArray[np.bool_]:
+        """The emitted slots, or fewer of them where that is predicted to be worth leaving the blocked layout.
 
-    def _lower(self, consumer: Consumer, layouts: Mapping[AxisKey, IntArray]) -> Lowered:
-        layout = layouts[consumer.use.tensor_axis]
-        mask = self.masks.get(consumer.name)
-        if mask is None:
-            return Lowered("direct", layout)
-        shape = read_cost(self.trace, consumer)
-        reading = Reading(layout, mask, shape, self.settings.target, grouped=consumer.use.groups > 1)
-        return LOWERING_RULES[self.settings.lowering](reading)
+        A convolution that reads less than a block does so in the plain layout: what it reads has to be brought there,
+        but of a channel that is not there nothing has to be computed either.
+        """
+        emitted, target = self.emitted[segment.id], self.settings.target
+        if not target.blocked or len(segment.groups) > 1 or emitted.sum() > target.minimum:
+            return emitted
+        lean = self._emitted(segment, replace(target, minimum=1), fill=False)
+        if lean.sum() == emitted.sum():
+            return emitted
+        posed = ProblemMaker(self.costs, self.routes, self._question(segment, emitted)).make()
+        us = [posed.undivided_us(int(slots.sum())) for slots in (emitted, lean)]
+        back = sum(tensor.reorder_us for tensor in posed.problem.tensors)  # of all that is emitted: more than enough
+        return lean if us[1] + back < us[0] else emitted
 
+    def _is_open(self, segment: Segment) -> bool:
+        return any(name in self.masks for name in segment.consumers)
 
-def _reader(segment: Segment, consumer: Consumer, mask: Mask) -> tuple[frozenset[int], tuple[int, ...]] | None:
-    """Kept slots and sequence of groups; None if no order can serve the consumer.
+    def _score(self, segment: Segment, scores: Mapping[str, FloatArray]) -> FloatArray | None:
+        scored = [self.trace.consumers[name] for name in segment.consumers if name in scores]
+        return slot_scores(segment, scored, scores) if scored else None
 
-    That is so where a slot is read in several places apart (concat of a tensor with itself, channels-last flatten) or
-    only some of its positions are kept.
-    """
-    runs = consumer.slots[np.flatnonzero(np.diff(consumer.slots, prepend=-1))]
-    kept, dropped = consumer.slots[mask], consumer.slots[~mask]
-    if len(np.unique(runs)) < len(runs) or np.isin(kept, dropped).any():
-        return None
-    groups = segment.group_of[runs]
-    sequence = groups[np.flatnonzero(np.diff(groups, prepend=-1))].tolist()
-    if len(set(sequence)) < len(sequence):
-        return None
-    return frozenset(kept.tolist()), tuple(sequence)
+    def _emitted(self, segment: Segment, target: Target, *, fill: bool) -> npt.NDArray[np.bool_]:
+        if not self._is_open(segment):
+            return np.ones(len(segment.classes), dtype=bool)
+        return emitted_slots(self.trace, segment, self.masks, target, score=self.score[segment.id], fill=fill)
+
+    def _made(self, axis: AxisKey) -> int:
+        """The number of channels that an axis is expected to have."""
+        number = self.routes.restrictions.segment_of.get(axis)
+        classes = self.trace.slots.axes[axis]
+        if number is None:
+            return int(classes.size)
+        return int(self.emitted[number][self.trace.segments[number].local(classes)].sum())
 
 
 def _consumer_plan(consumer: Consumer, choice: Lowered, mask: Mask | None, fill: bool) -> ConsumerPlan:

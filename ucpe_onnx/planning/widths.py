@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.criteria import FloatArray
+from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layout import covers_target
+from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.planning.target import Target
+
+_CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3}
+"""Which input is the weight."""
+
+_WORTHWHILE = 0.1
+"""A grouped convolution gains less by whole blocks than it loses by being wider by a larger share than this."""
 
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
 
@@ -53,7 +62,31 @@ def emitted_slots(
     emitted = needed_slots(trace, segment, masks)
     if emitted.all():
         return emitted
-    multiple = _multiple(trace, segment, target)
+    ranking = np.argsort(np.argsort(-score, kind="stable")) if score is not None else np.arange(emitted.size)
+    _round_groups(trace, segment, target, emitted, ranking, fill=fill)
+    wanted = [
+        (segment.local(trace.slots.axes[axis]), multiple, most)
+        for axis, multiple, most in _wanted(trace, segment, target)
+    ]
+    width = 0
+    while width < (width := int(emitted.sum())):  # whatever one axis is given may leave another uneven
+        _balance(trace, segment, emitted, ranking)
+        for slots, multiple, most in wanted:
+            _fill_up(slots, multiple, most, emitted, ranking)
+    return emitted
+
+
+def _round_groups(
+    trace: Trace,
+    segment: Segment,
+    target: Target,
+    emitted: npt.NDArray[np.bool_],
+    ranking: IntArray,
+    *,
+    fill: bool,
+) -> None:
+    """Fill up each group to a width that runs well, in place."""
+    multiple = width_multiple(trace, segment, target)
     grouped = _partitioned(trace, segment)
     for group in segment.groups:
         members = np.asarray(group)
@@ -65,11 +98,7 @@ def emitted_slots(
             rounding = 1  # a convolution whose groups are narrower than a block is in no blocked layout anyway
         width = max(1, target.width(count, len(group), rounding))
         spare = members[~emitted[members]]
-        if score is not None:
-            spare = spare[np.argsort(-score[spare], kind="stable")]
-        emitted[spare[: width - count]] = True
-    _balance(trace, segment, emitted, score)
-    return emitted
+        emitted[spare[np.argsort(ranking[spare])][: width - count]] = True
 
 
 def _partitioned(trace: Trace, segment: Segment) -> npt.NDArray[np.bool_]:
@@ -80,12 +109,11 @@ def _partitioned(trace: Trace, segment: Segment) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _balance(trace: Trace, segment: Segment, emitted: npt.NDArray[np.bool_], score: FloatArray | None) -> None:
+def _balance(trace: Trace, segment: Segment, emitted: npt.NDArray[np.bool_], ranking: IntArray) -> None:
     """Fill up the parts of partitioned axes until all parts of an axis are equally long, in place.
 
     This ends: every round adds slots, and with all of them the parts are as long as they were.
     """
-    ranking = np.argsort(np.argsort(-score, kind="stable")) if score is not None else np.arange(emitted.size)
     unequal = True
     while unequal:
         unequal = False
@@ -99,7 +127,54 @@ def _balance(trace: Trace, segment: Segment, emitted: npt.NDArray[np.bool_], sco
                     emitted[spare[np.argsort(ranking[spare])][:missing]] = True
 
 
-def _multiple(trace: Trace, segment: Segment, target: Target) -> int:
+def _fill_up(slots: IntArray, multiple: int, most: float, emitted: npt.NDArray[np.bool_], ranking: IntArray) -> None:
+    """Emit as many more slots of an axis as make its length a multiple, in place, unless that is too large a share."""
+    spare = np.unique(slots[~emitted[slots]])
+    length = int(emitted[slots].sum())
+    missing = -length % multiple
+    if missing <= most * length:
+        emitted[spare[np.argsort(ranking[spare])][:missing]] = True
+
+
+def _wanted(trace: Trace, segment: Segment, target: Target) -> Iterator[tuple[AxisKey, int, float]]:
+    """Axes that convolutions read or make, what their lengths had better be multiples of, and how much that is worth.
+
+    Groups of slots are rounded one by one, which is enough for axes that hold whole groups; others hold what a Split
+    leaves of several. An axis that is no such multiple to begin with is left as it is, and so is a depthwise
+    convolution between grouped ones that are in no blocked layout: there it would take reorders on both sides.
+    """
+    if not (target.blocked or target.aligned):
+        return
+    axes = set(segment.axes)
+    whole: list[tuple[AxisKey, int, float]] = []
+    grouped: list[tuple[AxisKey, int, float]] = []
+    plain = False
+    for node in trace.graph.nodes:
+        if node.op_type in _CONVOLUTIONS and axes.intersection(((node.inputs[0], 1), (node.outputs[0], 1))):
+            groups = int(node.attributes.get("group", 1))
+            if groups == 1:
+                whole.append(((node.inputs[0], 1), target.read_multiple, math.inf))
+            else:
+                wants = tuple(_grouped_multiples(trace, node, groups, target))
+                plain = plain or not wants
+                grouped += wants
+    for axis, multiple, most in whole if plain else whole + grouped:
+        if axis in axes and trace.slots.axes[axis].size % multiple == 0:
+            yield axis, multiple, most
+
+
+def _grouped_multiples(trace: Trace, node: Node, groups: int, target: Target) -> Iterator[tuple[AxisKey, int, float]]:
+    """What the axes of a convolution in groups had better be; nothing for one that is in no blocked layout."""
+    made, read, *_ = trace.graph.shape(node.inputs[_CONVOLUTIONS[node.op_type]]) or (0, 0)
+    each = target.grouped_multiple
+    if read == 1:
+        yield (node.inputs[0], 1), target.depthwise_multiple, math.inf
+    elif isinstance(read, int) and isinstance(made, int) and not read % each and not made // groups % each:
+        yield (node.inputs[0], 1), groups * each, _WORTHWHILE
+        yield (node.outputs[0], 1), groups * each, _WORTHWHILE
+
+
+def width_multiple(trace: Trace, segment: Segment, target: Target) -> int:
     """The strictest multiple that an operator on the segment asks for."""
     joined = any(
         not covers_target(link, trace.slots.axes[axis].size) for axis, links in segment.links.items() for link in links

@@ -6,6 +6,8 @@ import json
 from pathlib import PurePath
 
 from ucpe_onnx.plan import Plan
+from ucpe_onnx.report.html_layouts import render_layouts
+from ucpe_onnx.report.html_runtime import render_runtime
 from ucpe_onnx.report.html_segments import render_frozen, render_segments
 from ucpe_onnx.report.html_style import STYLE
 from ucpe_onnx.report.html_text import change, count, escape, milliseconds, plural, seconds, signed, size
@@ -39,6 +41,8 @@ def render_html(report: Report, plan: Plan) -> str:
             _speed(report),
             _cards(report),
             _numbers(report),
+            render_layouts(report),
+            render_runtime(report),
             render_frozen(report),
             render_segments(report, plan),
             _checks(report),

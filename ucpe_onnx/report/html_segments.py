@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ucpe_onnx.plan import LOWERINGS, ConsumerPlan, Plan, SegmentPlan
+from ucpe_onnx.report.html_runtime import segment_runtime
 from ucpe_onnx.report.html_text import change, escape, name, names, plural, seconds
 from ucpe_onnx.report.report import Report, SegmentReport
+from ucpe_onnx.report.runtime import Pair
 from ucpe_onnx.report.svg import IntArray, runs_of, strip
 
 PICTURE_BYTES = 1_100_000
@@ -37,26 +39,35 @@ _MEANING = {
     "union": "reads all that is emitted, no copy",
     "gather": "selects by a Gather: memory copy",
     "slice": "selects by a Slice: memory copy",
+    "partial": "adds up the blocks that it needs, no copy",
+    "concat": "joins the blocks that it needs: memory copy",
+    "duplicate": "reads producers of its own, no copy",
 }
+
+_PARTS = {
+    True: ("blocks", "that are tensors of their own"),
+    False: ("groups", "whose places are fixed, as operands of a Concat are"),
+}
+"""What the blocks of a segment are, by whether it is split."""
 
 
 def render_segments(report: Report, plan: Plan) -> str:
     """The sections of all segments: those that several consumers share, then the others."""
     decided = {segment.id: segment for segment in plan.segments}
-    listed = _Lister(decided, plan.consumers, _Budget(PICTURE_BYTES), _Budget(SEGMENT_BYTES))
+    found = {} if report.runtime is None else report.runtime.by_segment()
+    listed = _Lister(decided, plan.consumers, found, _Budget(PICTURE_BYTES), _Budget(SEGMENT_BYTES))
     shared = [s for s in report.segments if len(s.consumers) > 1]
     single = [s for s in report.segments if len(s.consumers) <= 1]
     text = ""
     if shared:
-        text += (
-            f"<h2>Channels that several layers read</h2>{_introduction(shared)}{_legend()}{listed(shared, _OPEN_ROWS)}"
-        )
+        title = f"<h2>Channels that several layers read</h2>{_introduction(shared)}"
+        text += f"{title}{_legend(report)}{listed(shared, _OPEN_ROWS)}"
     if single:
         items = listed(single)
         if len(single) > _LINES:
             items = f"<details><summary>Show {plural(len(single), 'segment')}</summary>{items}</details>"
         title = "Other channels" if shared else "Channels"
-        text += f"<h2>{title}</h2>{_removed(single)}{'' if shared else _legend()}{items}"
+        text += f"<h2>{title}</h2>{_removed(single)}{'' if shared else _legend(report)}{items}"
     return text
 
 
@@ -135,6 +146,7 @@ class _Lister:
 
     decided: Mapping[int, SegmentPlan]
     consumers: Mapping[str, ConsumerPlan]
+    found: Mapping[int | None, Pair]
     pictures: _Budget
     texts: _Budget
 
@@ -145,6 +157,7 @@ class _Lister:
             telling = not set(segment.lowerings) <= {"direct"}
             opened -= len(segment.consumers) if telling else 0
             head, tail = _segment(segment, self.decided[segment.id], opened=telling and opened >= 0)
+            tail = f"{segment_runtime(self.found.get(segment.id, ((), ())))}{tail}"
             if self.texts.spent or not self.texts.take(head + tail):
                 break
             items.append(f"{head}{self._picture(segment)}{tail}")
@@ -177,7 +190,7 @@ def _removed(segments: list[SegmentReport]) -> str:
     )
 
 
-def _legend() -> str:
+def _legend(report: Report) -> str:
     fills = (("kept", "kept"), ("zero", "read with zero weights"), ("empty", "not read"))
     bars = (("emit", "emitted"), ("freeze", "frozen"), ("empty", "removed"))
 
@@ -186,7 +199,8 @@ def _legend() -> str:
             f'<span><span class="key" style="background:var(--{css})"></span>{text}</span>' for css, text in entries
         )
 
-    tags = "".join(f"<span>{_tag(kind)} {meaning}</span>" for kind, meaning in _MEANING.items())
+    used = {kind for segment in report.segments for kind in segment.lowerings}
+    tags = "".join(f"<span>{_tag(kind)} {meaning}</span>" for kind, meaning in _MEANING.items() if kind in used)
     return (
         f'<div class="legend"><b>bars</b>{keys(bars)}<b>rows</b>{keys(fills)}'
         f'<span>blank: not its input</span></div><div class="legend">{tags}</div>'
@@ -228,17 +242,16 @@ def _facts(segment: SegmentReport, decided: SegmentPlan) -> str:
     if segment.emitted == segment.slots > segment.frozen:
         others = "what one reader drops another keeps, or the" if len(segment.consumers) > 1 else "the"
         lines.append(f"<b>Nothing removed:</b> {others} width that runs well is the whole width.")
-    if segment.bound > 0:
-        gap = "" if segment.bound <= segment.objective else f", {1 - segment.objective / segment.bound:.1%} below"
+    if segment.objective > 0:
+        proven = segment.objective <= segment.bound
+        least = "no other with these lowerings takes less" if proven else f"none takes less than {segment.bound:,.0f}"
         lines.append(
-            f"<b>Order:</b> readers whose channels are side by side, weighted by the cost of a copy:"
-            f" {segment.objective:,.4g} of at most {segment.bound:,.4g}{gap}"
-            f" ({escape(segment.status)}, {seconds(decided.seconds)})"
+            f"<b>Predicted:</b> {segment.objective:,.0f} &micro;s for the layers that make, carry and read these"
+            f" channels; {least} ({escape(segment.status)}, {seconds(decided.seconds)})"
         )
-    elif len(segment.consumers) > 1 and not set(segment.lowerings) <= {"direct"}:
-        lines.append("<b>Order:</b> none puts any reader's channels side by side.")
     if len(decided.blocks) > 1:
-        lines.append(f"<b>{len(decided.blocks)} groups</b> whose places are fixed, as operands of a Concat are.")
+        parts, meaning = _PARTS[decided.split]
+        lines.append(f"<b>{len(decided.blocks)} {parts}</b> {meaning}.")
     lines.append(f"<b>Made by:</b> {names(segment.producers, 12) if segment.producers else _origin(segment)}")
     return "".join(f'<p class="small">{line}</p>' for line in lines)
 
@@ -257,13 +270,14 @@ def _picture(segment: SegmentReport, decided: SegmentPlan, consumers: Mapping[st
 
 
 def _block_row(decided: SegmentPlan) -> str:
-    """Where one fixed group ends and the next begins, if there are several."""
+    """Where one block or fixed group ends and the next begins, if there are several."""
     if len(decided.blocks) < 2:
         return ""
+    parts, _ = _PARTS[decided.split]
     parity = np.repeat(np.arange(len(decided.blocks)) % 2, [len(block) for block in decided.blocks])
     layers = (("even", runs_of(parity, 0)), ("odd", runs_of(parity, 1)))
-    picture = strip("blocks", parity.size, layers, f"{len(decided.blocks)} groups")
-    return f'<span class="who dim small">groups</span><span></span>{picture}<span></span>'
+    picture = strip("blocks", parity.size, layers, f"{len(decided.blocks)} {parts}")
+    return f'<span class="who dim small">{parts}</span><span></span>{picture}<span></span>'
 
 
 def _row(reader: str, kind: str, consumer: ConsumerPlan, order: IntArray) -> str:

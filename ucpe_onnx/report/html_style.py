@@ -4,11 +4,12 @@ STYLE = """\
 :root { color-scheme: light dark; --bg: #f6f7f9; --card: #fff; --text: #1c2430; --dim: #5d6878; --line: #dde2e9;
   --empty: #e8ecf1; --emit: #4c86d9; --freeze: #27405f; --kept: #4c86d9; --zero: #b9cfee; --good: #1a7f4b;
   --bad: #c2342c; --warn: #9a6200; --fast: #e6f4ec; --direct: #1a7f4b; --union: #2f66b5; --gather: #b5500f;
-  --slice: #7d3fae; --other: #5d6878; }
+  --slice: #7d3fae; --partial: #0f7a80; --concat: #a3376f; --duplicate: #6b6a14; --other: #5d6878; }
 @media (prefers-color-scheme: dark) { :root { --bg: #14181e; --card: #1d232b; --text: #e3e8ef; --dim: #99a5b5;
   --line: #333c48; --empty: #2b333e; --emit: #5b95e6; --freeze: #c5d6ee; --kept: #5b95e6; --zero: #34507a;
   --good: #55c98b; --bad: #f1807a; --warn: #e0ae55; --fast: #1c3328; --direct: #55c98b; --union: #7fb0f5;
-  --gather: #f0a063; --slice: #c99bf0; --other: #99a5b5; } }
+  --gather: #f0a063; --slice: #c99bf0; --partial: #54c4cb; --concat: #f08fbf; --duplicate: #cfcd62;
+  --other: #99a5b5; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--bg); color: var(--text);
   font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -40,12 +41,14 @@ th, td { text-align: left; padding: 5px 10px 5px 0; border-top: 1px solid var(--
 tr:first-child > * { border-top: 0; }
 th { font-weight: 600; } thead th { color: var(--dim); font-size: 13px; }
 td.n, th.n { text-align: right; padding-right: 18px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; } td.words { overflow-wrap: normal; }
+details.small { margin: 6px 0; }
 summary { cursor: pointer; }
 .tag { display: inline-block; border: 1px solid currentColor; border-radius: 4px; padding: 0 5px; font-size: 11.5px;
   line-height: 17px; white-space: nowrap; }
 .direct { color: var(--direct); } .union { color: var(--union); } .gather { color: var(--gather); }
-.slice { color: var(--slice); } .other { color: var(--other); }
+.slice { color: var(--slice); } .partial { color: var(--partial); } .concat { color: var(--concat); }
+.duplicate { color: var(--duplicate); } .other { color: var(--other); }
 .segments { padding: 4px 16px; } .segments > .segment:first-child { border-top: 0; }
 .segment { border-top: 1px solid var(--line); padding: 5px 0; }
 .segment > summary { display: grid; align-items: center; gap: 2px 12px; list-style: none;

@@ -11,7 +11,10 @@ import numpy as np
 
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.plan import Plan
+from ucpe_onnx.report.layouts import Rival
+from ucpe_onnx.report.runtime import RuntimeComparison
 from ucpe_onnx.report.stats import ModelStats
+from ucpe_onnx.report.tuning import TuningStep
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.verify import Verification
 
@@ -54,6 +57,7 @@ class Report:
     Attributes:
         source: the input model's path or name.
         mode: ``unconstrained`` or ``constrained`` for chosen masks, ``masks`` or ``plan`` for given ones.
+        layout: the lowering that was fastest: the one that was asked for, ``measured``, or the one it had to beat.
         before: the input model in numbers.
         after: the emitted model in numbers.
         kept: share of the consumers' input channels that are kept.
@@ -62,12 +66,17 @@ class Report:
         latency: measurement against the input model (candidates ``input`` and ``output``), None if skipped.
         accuracy: top-1 accuracy ``before`` and ``after``, None without labels.
         seconds: time by stage.
+        rates: where the rates that layouts were predicted with come from.
+        rivals: other layouts for the same masks that were timed.
+        tuning: what was timed to choose lowerings, see :mod:`ucpe_onnx.tuning`.
         asked: share of the channels that the criterion was to drop; more than ``1 - kept`` where some cost nothing and
             stay, None for given masks.
+        runtime: what onnxruntime made of the input and of the emitted model, None if that was not looked at.
     """
 
     source: str
     mode: str
+    layout: str
     before: ModelStats
     after: ModelStats
     kept: float
@@ -77,6 +86,10 @@ class Report:
     accuracy: Mapping[str, float] | None
     seconds: Mapping[str, float]
     asked: float | None = None
+    tuning: tuple[TuningStep, ...] = ()
+    rivals: tuple[Rival, ...] = ()
+    rates: str = ""
+    runtime: RuntimeComparison | None = None
 
     @property
     def speed(self) -> CandidateLatency | None:
@@ -107,6 +120,7 @@ class Report:
         return {
             "source": self.source,
             "mode": self.mode,
+            "layout": self.layout,
             "before": self.before.to_dict(),
             "after": self.after.to_dict(),
             "copies_added": self.copies_added(),
@@ -116,6 +130,10 @@ class Report:
             "verification": self.verification.to_dict(),
             "latency": None if self.latency is None else self.latency.to_dict(),
             "faster": self.faster,
+            "rates": self.rates,
+            "rivals": [rival.to_dict() for rival in self.rivals],
+            "tuning": [step.to_dict() for step in self.tuning],
+            "runtime": None if self.runtime is None else self.runtime.to_dict(),
             "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],
             "seconds": dict(self.seconds),
         }

@@ -8,7 +8,9 @@ from pathlib import PurePath
 from rich.console import Console
 from rich.table import Table
 
+from ucpe_onnx.report.layouts import in_words
 from ucpe_onnx.report.report import Report, SegmentReport
+from ucpe_onnx.report.runtime import in_words as runtime_in_words
 
 LARGE_LOSS = 10.0
 """Points of accuracy above which a loss is worth a warning."""
@@ -26,6 +28,7 @@ def print_summary(report: Report, console: Console, *, verbose: bool = False) ->
     _print_checks(report, console)
     _print_frozen(report, console)
     if verbose:
+        console.print(f"predictions: {report.rates or 'none'}")
         console.print(_segments(report))
 
 
@@ -64,7 +67,10 @@ def _print_checks(report: Report, console: Console) -> None:
             f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went;"
             " the others cost nothing by staying"
         )
+    if report.runtime is not None:
+        console.print(runtime_in_words(report.runtime))
     if report.latency is not None:
+        console.print(in_words(report.layout, report.rivals))
         console.print(f"latency: ratio of medians, 95 % interval, {report.latency.rounds} interleaved rounds")
     if report.accuracy is not None:
         lost = (report.accuracy["before"] - report.accuracy["after"]) * 100
@@ -97,7 +103,7 @@ def _segments(report: Report) -> Table:
     for column in ("id", "before", "after", "frozen"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("read by", no_wrap=True)
-    table.add_column("order", no_wrap=True)
+    table.add_column("layout", no_wrap=True)
     table.add_column("made by", ratio=1, no_wrap=True, overflow="ellipsis")
     for s in report.segments:
         read_by = "\n".join(f"{count} {kind}" for kind, count in s.lowerings.items())
@@ -106,10 +112,10 @@ def _segments(report: Report) -> Table:
 
 
 def _order(segment: SegmentReport) -> str:
-    """How good the order is: the best, or at least so much of the best, by the solver's bound."""
+    """How good the layout is predicted to be: the best, or within so much of the best, by the solver's bound."""
     if segment.status == "OPTIMAL" or not segment.bound:
         return segment.status.lower()
-    return f">= {segment.objective / segment.bound:.0%}"
+    return f"within {segment.objective / segment.bound - 1:.0%}"
 
 
 def _names(names: tuple[str, ...]) -> str:

@@ -1,0 +1,163 @@
+"""From the solution of a segment's block problem to its part of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ucpe_onnx.analysis.layout import segment_layouts
+from ucpe_onnx.analysis.slots import AxisKey, IntArray
+from ucpe_onnx.analysis.structure import Consumer, Trace
+from ucpe_onnx.masks import Mask
+from ucpe_onnx.plan import Plan, SegmentPlan
+from ucpe_onnx.planning.routes import Routes
+from ucpe_onnx.planning.segment_problem import Question, SegmentProblem
+from ucpe_onnx.planning.target import Target
+from ucpe_onnx.solve.blocks import BlockSolution
+from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A decision for one consumer.
+
+    Attributes:
+        kind: one of :data:`ucpe_onnx.plan.LOWERINGS`.
+        read: original channels that it reads, in emitted order.
+    """
+
+    kind: str
+    read: IntArray
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A block problem with its solution.
+
+    Attributes:
+        posed: the problem.
+        found: its solution.
+        order: the slots of each group in emitted order, if nothing is split.
+    """
+
+    posed: SegmentProblem
+    found: BlockSolution
+    order: Groups
+
+
+def applied(
+    routes: Routes, question: Question, solved: Solved, target: Target, *, fill: bool
+) -> tuple[SegmentPlan, dict[str, Lowered]]:
+    """A segment's plan.
+
+    Args:
+        routes: what consumers can do.
+        question: what the problem was made from.
+        solved: the problem and its solution.
+        target: the runtime.
+        fill: let consumers use every channel that they read.
+
+    Returns:
+        The plan, and what each consumer reads.
+    """
+    segment = question.segment
+    kinds = {name: c.kind for name, c in zip(solved.posed.readers, solved.found.choices, strict=True)}
+    several = any(len(group) > 1 for group in solved.found.groups)
+    blocks = _blocks(question, solved, several or DUPLICATE in kinds.values())
+    order = tuple(slot for block in blocks for slot in block)
+    layouts = segment_layouts(routes.trace, segment, order)
+    lowered = {
+        name: _lowered(routes, routes.trace.consumers[name], question.masks.get(name), kind, (blocks, layouts, target))
+        for name, kind in kinds.items()
+    }
+    if fill:  # what is read is kept: no zero weights are left
+        lowered = {n: replace(c, kind="direct") if c.kind == "union" else c for n, c in lowered.items()}
+    plan = SegmentPlan(
+        id=segment.id,
+        order=order,
+        blocks=blocks,
+        lowerings={name: choice.kind for name, choice in lowered.items()},
+        objective=round(solved.found.objective, 3),
+        bound=round(solved.found.bound, 3),
+        status=solved.found.status,
+        split=bool({PARTIAL, CONCAT}.intersection(choice.kind for choice in lowered.values())),
+    )
+    return plan, lowered
+
+
+def _blocks(question: Question, solved: Solved, new: bool) -> Groups:
+    """The slots of every block; frozen groups and groups that nothing changes keep their order."""
+    if not new:
+        return solved.order
+    waiting = [list(slots) for slots in solved.posed.classes]
+    blocks: list[tuple[int, ...]] = []
+    for number, group in enumerate(solved.found.groups):
+        if question.segment.frozen[question.segment.groups[number][0]]:
+            blocks.append(solved.order[number])
+            continue
+        spare = list(solved.posed.spare[number])
+        for block in group:
+            slots = [slot for member, count in block.channels for slot in _take(waiting[member], count)]
+            blocks.append(tuple(sorted([*slots, *_take(spare, block.spare)])))
+        if not group:  # nobody needs it, but an operator that makes no channels would not load
+            blocks.append(solved.order[number][:1])
+    return tuple(blocks)
+
+
+def _take(slots: list[int], count: int) -> list[int]:
+    taken, slots[:] = slots[:count], slots[count:]
+    return taken
+
+
+def _lowered(
+    routes: Routes,
+    consumer: Consumer,
+    mask: Mask | None,
+    kind: str,
+    emitted: tuple[Groups, Mapping[AxisKey, IntArray], Target],
+) -> Lowered:
+    blocks, layouts, target = emitted
+    layout = layouts[consumer.use.tensor_axis]
+    keep = np.ones(consumer.channels, dtype=bool) if mask is None else mask
+    whole = Lowered("direct" if keep[layout].all() else "union", layout)
+    if kind == DUPLICATE:
+        return Lowered(kind, routes.own(consumer, keep))
+    if kind in (PARTIAL, CONCAT):
+        read = routes.in_blocks(consumer, blocks, layout, keep)
+        several = len(routes.blocks_of(consumer, blocks, layout)) > 1
+        return Lowered(kind, read) if several else whole
+    return selected(consumer, layout, keep, target) if kind == GATHER else whole
+
+
+def selected(consumer: Consumer, layout: IntArray, keep: Mask, target: Target) -> Lowered:
+    """The kept channels, filled up to a width that runs well; a slice where they are contiguous."""
+    places = np.flatnonzero(keep[layout])
+    width = places.size
+    if consumer.use.node.op_type == "Conv":
+        width = target.width(width, layout.size, target.read_multiple)
+    if width == layout.size:
+        return Lowered("direct" if keep[layout].all() else "union", layout)
+    if places[-1] - places[0] + 1 == places.size:
+        start = min(int(places[0]), layout.size - width)
+        return Lowered("slice", layout[start : start + width])
+    spare = np.setdiff1d(np.arange(layout.size), places, assume_unique=True)
+    places = np.sort(np.concatenate([places, spare[: width - places.size]]))
+    return Lowered("gather", layout[places])
+
+
+def in_input_layout(trace: Trace, plan: Plan) -> Plan:
+    """A plan with the same masks that removes no channel: weights become zero, the graph stays."""
+    consumers = {name: replace(c, read=tuple(range(c.channels))) for name, c in plan.consumers.items()}
+    segments = []
+    for segment in trace.segments:
+        order = tuple(range(len(segment.classes)))
+        kinds = {
+            name: "direct" if len(consumers[name].keep) == consumers[name].channels else "union"
+            for name in segment.consumers
+        }
+        segments.append(SegmentPlan(segment.id, order, (order,), kinds))
+    return replace(plan, consumers=consumers, segments=tuple(segments))
