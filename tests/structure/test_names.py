@@ -102,7 +102,8 @@ def test_tensors_called_like_what_the_tool_would_add() -> None:
     taken = {t.name for t in plain.graph.initializer} | {o for n in plain.graph.node for o in n.output}
     for lowering in ("gather", "slice"):
         masks = {"b": half, "c": half & (np.arange(8) < 7), "d": np.arange(6) < 4}
-        after = prune(plain, masks=masks, lowering=lowering, bench_seconds=0).model.graph
+        # Without a blocked layout nothing is rounded up, whatever the processor.
+        after = prune(plain, masks=masks, lowering=lowering, bench_seconds=0, opt_level="basic").model.graph
         made = {t.name for t in after.initializer} | {o for n in after.node for o in n.output}
         new = sorted(made - taken)
         names = [node.name for node in plain.graph.node]

@@ -5,6 +5,10 @@ buffers lie decides how well caches serve them, and the session that is created 
 number of rounds averages that out. What does is to create the sessions again, several times, each order of creation
 followed by its reverse: then a ratio is the mean over these loads, and its interval comes from how much the loads
 differ, which holds the noise of the rounds and the luck of the layout.
+
+Within a load, what slows a whole round (another program, a lower clock) is taken out first: every timing is divided by
+its round's geometric mean over the candidates. On a machine that is shared with others the medians of a few rounds may
+otherwise come from a slow half for one candidate and from a fast half for the next.
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ class CandidateLatency:
         median_ms: median milliseconds per run; of very fast models a timing is the mean of several runs.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
-        ratio: median over the baseline's median, in the mean of the loads; below 1 is faster.
+        ratio: median over the baseline's median, of timings that are less what slowed their whole round, in the mean of
+            the loads; below 1 is faster.
         low: lower end of the ratio's 95 % interval.
         high: upper end.
     """
@@ -103,13 +108,20 @@ def summarise(loads: Sequence[Load], baseline: str, seed: int = 0, level: float 
         seed: seed of the bootstrap, which draws the same rounds for every candidate.
         level: share of the intervals that shall hold the truth.
     """
-    found = _over_rounds(loads[0], baseline, seed, level) if len(loads) == 1 else _over_loads(loads, baseline, level)
+    steady = [_steadied(load) for load in loads]
+    found = _over_rounds(steady[0], baseline, seed, level) if len(loads) == 1 else _over_loads(steady, baseline, level)
     entries = {}
     for name, ratio in found.items():
         seconds = np.concatenate([load.timings[name] for load in loads])
         p50, p90, p99 = (float(value) for value in np.percentile(seconds, [50, 90, 99]) * 1e3)
         entries[name] = CandidateLatency(p50, p90, p99, *ratio)
     return entries
+
+
+def _steadied(load: Load) -> Load:
+    """The timings over what their rounds have in common."""
+    common = np.exp(np.mean([np.log(values) for values in load.timings.values()], axis=0))
+    return Load(load.order, {name: values / common for name, values in load.timings.items()})
 
 
 def _over_rounds(load: Load, baseline: str, seed: int, level: float) -> dict[str, tuple[float, float, float]]:
