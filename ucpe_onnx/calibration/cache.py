@@ -19,6 +19,9 @@ from ucpe_onnx.runtime.session import RunOptions, resolve_providers
 CACHE_VARIABLE = "UCPE_CACHE_DIR"
 """Environment variable that names another directory."""
 
+_MODEL, _FEATURES = ("model name", "Model"), ("flags", "Features")
+"""What lines of /proc/cpuinfo begin with."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -77,11 +80,16 @@ def _path(key: dict[str, object]) -> Path:
 
 
 def _processor() -> str:
-    """The processor's model, as well as the system tells."""
+    """The processor's model, and what it can do: virtual machines may say no more of the model than its maker."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        lines = []
+    told = [next((_told(line) for line in lines if line.startswith(starts)), "") for starts in (_MODEL, _FEATURES)]
+    features = " ".join(sorted(told[1].split()))
+    known = [told[0], hashlib.sha256(features.encode()).hexdigest()[:8] if features else ""]
+    return " ".join(filter(None, known)) or platform.processor() or platform.machine()
+
+
+def _told(line: str) -> str:
+    return line.partition(":")[2].strip()
