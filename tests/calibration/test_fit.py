@@ -54,15 +54,17 @@ def test_a_family_that_was_not_timed_follows_the_speed_of_the_machine() -> None:
     assert fit_rates(only, times, PRIOR)["normal"] == pytest.approx(slower["normal"])
 
 
-def test_a_set_of_fewer_blocks_is_never_faster_than_a_full_one() -> None:
-    """Not even if the timings of sets of three were lucky; rates that are above the full set's come back."""
+@pytest.mark.parametrize("lucky", [False, True])
+def test_a_set_of_fewer_blocks_is_never_faster_than_a_full_one(lucky: bool) -> None:
+    """Not even if the timings of sets of three were; rates above those of the full set come back as they are."""
     prior = {"pointwise": {"set4": 8.0, "set1": 10.0, "set2": 8.4, "set3": 8.0}}
-    true = {"set4": 11.0, "set1": 20.0, "set2": 13.0, "set3": 6.0}
+    true = {"set4": 11.0, "set1": 20.0, "set2": 13.0, "set3": 6.0 if lucky else 11.0}
     amounts = [{name: size} for name in true for size in (1.0, 3.0, 10.0)]
     times = np.array([sum(true[name] * amount for name, amount in each.items()) for each in amounts])
     found = fit_rates([[("pointwise", each)] for each in amounts], times, prior)["pointwise"]
-    assert found["set4"] <= found["set3"] <= 1.06 * found["set4"]
-    assert found["set1"] == pytest.approx(20.0, rel=0.1) and found["set2"] == pytest.approx(13.0, rel=0.1)
+    assert all(found[name] >= found["set4"] for name in true)
+    if not lucky:
+        assert found == pytest.approx(true, rel=0.05)
 
 
 def test_least_squares_without_negatives_is_optimal() -> None:

@@ -27,7 +27,7 @@ _IMPLAUSIBLE = 4.0
 _ROUNDS = 12
 
 _FLOORS = {"set1": "set4", "set2": "set4", "set3": "set4"}
-"""Rates that are another one plus something: a set of fewer blocks never takes less time for each block than a full one.
+"""Rates that are another one plus something: blocks of an incomplete set never take less time each than a full one's.
 
 Left to themselves, timings of a busy machine may say otherwise, and then nothing looks better than many odd widths."""
 
