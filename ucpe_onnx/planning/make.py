@@ -17,7 +17,7 @@ from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
-from ucpe_onnx.planning.apply import Lowered, Solved, applied
+from ucpe_onnx.planning.apply import Groups, Lowered, Solved, applied
 from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.order import in_original_order, ordered
@@ -25,8 +25,9 @@ from ucpe_onnx.planning.rates import Rates, default_rates
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.planning.segment_problem import ProblemMaker, Question
 from ucpe_onnx.planning.target import Target
-from ucpe_onnx.planning.widths import emitted_slots, needed_slots, width_multiple
+from ucpe_onnx.planning.widths import emitted_slots, needed_slots, pooled_axes, width_multiple
 from ucpe_onnx.solve.blocks import solve_blocks
+from ucpe_onnx.solve.blocks.problem import GATHER, UNION
 
 _SHORTEST = 0.02
 """Seconds that every segment gets, however many there are."""
@@ -130,15 +131,45 @@ class _Planner:
         if by_order:
             groups, contiguous = ordered(self.costs, segment, self.masks, groups, seconds=share / 2, seed=settings.seed)
         question = self._question(segment, emitted, contiguous)
-        posed = ProblemMaker(self.costs, self.routes, question).make()
         left = max(_SHORTEST, share - (time.monotonic() - start))
-        solved = Solved(
-            posed,
-            solve_blocks(posed.problem, seconds=left, effort=_EFFORT, tolerance=_TOLERANCE, seed=settings.seed),
-            groups,
-        )
+        solved = self._solved(question, groups, left)
+        plain = self._plain(segment, contiguous)
+        if plain is not None:
+            other = self._solved(plain, in_original_order(segment, plain.emitted), left)
+            if other.found.objective < (1 - _TOLERANCE) * solved.found.objective:
+                question, solved = plain, other
         plan, lowered = applied(self.routes, question, solved, settings.target, fill=settings.fill)
         return replace(plan, seconds=round(time.monotonic() - start, 6)), lowered
+
+    def _solved(self, question: Question, groups: Groups, seconds: float) -> Solved:
+        posed = ProblemMaker(self.costs, self.routes, question).make()
+        found = solve_blocks(
+            posed.problem, seconds=seconds, effort=_EFFORT, tolerance=_TOLERANCE, seed=self.settings.seed
+        )
+        return Solved(posed, found, groups)
+
+    def _plain(self, segment: Segment, contiguous: frozenset[str]) -> Question | None:
+        """The segment with exact widths, so that what its Concats join is in no blocked layout; None if that can't pay.
+
+        Where every consumer selects from what is joined, as in a DenseNet, each of them would first take all of it out
+        of that layout. What pools read is rounded all the same: in the plain layout they are slow.
+        """
+        target = self.settings.target
+        rule = LOWERING_RULES[self.settings.lowering]
+        gathers = GATHER in rule.kinds and self.settings.lowering == "auto"
+        if not (gathers and target.blocked and target.selections_leave) or len(segment.groups) == 1:
+            return None
+        exact = replace(target, minimum=1, read_multiple=1, joined_multiple=1)
+        emitted = self._emitted(segment, exact, fill=False)
+        for axis in pooled_axes(self.trace, segment):
+            pooled = np.isin(segment.group_of, segment.group_of[segment.local(self.trace.slots.axes[axis])])
+            emitted[pooled] = self.emitted[segment.id][pooled]
+        widths = [int(emitted[list(group)].sum()) for group in segment.groups]
+        uneven = frozenset(number for number, width in enumerate(widths) if width % target.joined_multiple)
+        if not uneven:
+            return None
+        only = replace(rule, kinds=frozenset({GATHER, UNION}), split=False, ordered=False)
+        return replace(self._question(segment, emitted, contiguous), multiple=1, rule=only, uneven=uneven)
 
     def _question(
         self, segment: Segment, emitted: npt.NDArray[np.bool_], contiguous: frozenset[str] = frozenset()

@@ -57,6 +57,8 @@ class Question:
         multiple: what the width of a block is a multiple of.
         contiguous: consumers whose channels lie side by side if nothing is split.
         rule: what consumers may do.
+        uneven: groups whose width keeps every Concat of them out of the blocked layout: each operand leaves it once,
+            where it is made, and no selection from what is joined has to.
     """
 
     segment: Segment
@@ -67,6 +69,7 @@ class Question:
     multiple: int
     contiguous: frozenset[str]
     rule: LoweringRule
+    uneven: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,24 @@ class ProblemMaker:
             else:
                 cost = costs.carries_us(maker, axis, self._widths)
             us[groups] += cost
+            if any(self._joins_plainly(reader) for reader, _ in trace.graph.readers[str(tensor)]):
+                us[groups] += self._reorders_us(str(tensor), axis[1])
         return [self._table(row) for row in us]
+
+    def _joins_plainly(self, node: Node) -> bool:
+        """Whether a node is a Concat that uneven groups keep out of the blocked layout."""
+        axis = self.routes.restrictions.channel_axis(node.outputs[0], self.segment.id) if self.question.uneven else None
+        return axis is not None and self.routes.restrictions.joins(node, self.segment.id) and self._is_plain(axis)
+
+    def _is_plain(self, axis: AxisKey) -> bool:
+        """Whether a tensor that a Concat made is out of the blocked layout."""
+        groups = self.segment.group_of[self.segment.local(self.costs.trace.slots.axes[axis])]
+        return bool(self.question.uneven.intersection(groups.tolist())) and self._is_joined(str(axis[0]))
+
+    def _reorders_us(self, tensor: str, axis: int) -> FloatArray:
+        """A change of layout, by the number of slots."""
+        each = self.costs.bytes(tensor, axis)
+        return np.array([self.costs.reorder_us(tensor, float(width * each)) for width in self._widths])
 
     def _chain(self, reader: Consumer) -> tuple[Node, ...]:
         """The operators in front of a consumer that work for it alone, last one first."""
@@ -217,6 +237,8 @@ class ProblemMaker:
         reorder = costs.reorder_us(tensor, written)
         whole = tensor in graph.outputs or tensor in graph.captured
         joined = self._is_joined(tensor) or len(groups) == 1
+        if self._is_plain(axis):
+            reorder = 0.0
         return BlockTensor(
             groups=groups,
             reorder_us=reorder,
@@ -252,6 +274,8 @@ class ProblemMaker:
         selected = self._table(reading + self._carried(behind))
         before = self._table(self._carried(chain[len(behind) :]))
         table = Table(selected.step, selected.us + before.us)
+        if self._is_plain(axis):
+            table = Table(table.step, table.us + np.concatenate([[0.0], self._reorders_us(name, axis[1])]))
         each = costs.bytes(name, axis[1])
         reorder = costs.reorder_us(name, each * kept)
         select_us = self._copied(reader, each * kept, kept) + reorder + selected(width)

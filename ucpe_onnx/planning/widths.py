@@ -22,7 +22,8 @@ _CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3}
 _WORTHWHILE = 0.1
 """A grouped convolution gains less by whole blocks than it loses by being wider by a larger share than this."""
 
-_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
+LOCAL_POOLS = frozenset({"AveragePool", "MaxPool"})
+_POOLS = LOCAL_POOLS | {"GlobalAveragePool", "GlobalMaxPool"}
 
 
 def needed_slots(trace: Trace, segment: Segment, masks: Mapping[str, Mask]) -> npt.NDArray[np.bool_]:
@@ -179,6 +180,13 @@ def width_multiple(trace: Trace, segment: Segment, target: Target) -> int:
     joined = any(
         not covers_target(link, trace.slots.axes[axis].size) for axis, links in segment.links.items() for link in links
     )
-    tensors = {tensor for tensor, axis in segment.axes if axis == 1 and isinstance(tensor, str)}
-    pooled = any(node.op_type in _POOLS and node.inputs[0] in tensors for node in trace.graph.nodes)
+    pooled = any(True for _ in pooled_axes(trace, segment, _POOLS))
     return target.joined_multiple if joined or pooled else target.read_multiple
+
+
+def pooled_axes(trace: Trace, segment: Segment, pools: frozenset[str] = LOCAL_POOLS) -> Iterator[AxisKey]:
+    """The axes of a segment's channels that pools read."""
+    axes = set(segment.axes)
+    for node in trace.graph.nodes:
+        if node.op_type in pools and (node.inputs[0], 1) in axes:
+            yield node.inputs[0], 1
