@@ -36,7 +36,7 @@ def load(name: str, precision: str) -> onnx.ModelProto:
     """
     if precision == "float32":
         return build(name) if name in ARCHITECTURES else onnx.load(name)
-    kept = Path(tempfile.gettempdir()) / "ucpe-int8" / f"{Path(name).stem}-onnxruntime-{ort.__version__}.onnx"
+    kept = Path(tempfile.gettempdir()) / "ucpe-int8" / f"{Path(name).stem}-7bit-onnxruntime-{ort.__version__}.onnx"
     if not kept.exists():
         kept.parent.mkdir(exist_ok=True)
         # Batch normalisations that stay between quantisations keep whole layers in float.
@@ -71,5 +71,6 @@ def quantise(model: onnx.ModelProto, folder: Path) -> Path:
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
+        reduce_range=True,  # processors without VNNI add products of 8 bits up in 16, which overflow
     )
     return target

@@ -36,7 +36,7 @@ def measured(monkeypatch):
     def decide(*ratios: float) -> None:
         left = list(ratios)
         monkeypatch.setattr(
-            "ucpe_onnx.pipeline.measure",
+            "ucpe_onnx.job.measure",
             lambda models, *_, **__: latency(left.pop(0) if len(left) > 1 else left[0], names=models),
         )
 
@@ -134,7 +134,7 @@ def test_failed_verification_writes_nothing(folder, monkeypatch, capsys):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
         return broken
 
-    monkeypatch.setattr("ucpe_onnx.pipeline.emit", wrong)
+    monkeypatch.setattr("ucpe_onnx.job.emit", wrong)
     assert quick(*ALL) == 1
     out, err = capsys.readouterr()
     assert written(folder) == set() and out == "" and len(err.splitlines()) == 1
@@ -148,7 +148,7 @@ def test_an_emitted_model_that_is_invalid_is_not_written(folder, monkeypatch, ca
         del broken.graph.node[0]
         return broken
 
-    monkeypatch.setattr("ucpe_onnx.pipeline.emit", invalid)
+    monkeypatch.setattr("ucpe_onnx.job.emit", invalid)
     assert quick() == 1
     assert written(folder) == set() and "the emitted model: onnx.checker refuses it" in capsys.readouterr().err
 
@@ -308,8 +308,10 @@ def test_every_flag_reaches_the_options(folder, monkeypatch):
     monkeypatch.setattr("ucpe_onnx.cli.prune", spy)
     flags = (
         "--ratio 0.5 --criterion l1 --scope global --mode constrained --masks m.npz --plan p.json --ignore a*"
-        " --ignore b --ratio-for c=0.25 --lowering union --data d.npz --input-shapes x:[1,3,8,8] --providers cpu"
+        " --ignore b --ratio-for c=0.25 --lowering union --data d.npz --test-data t.npz --compensate"
+        " --input-shapes x:[1,3,8,8] --providers cpu"
         " --threads 2 --opt-level basic --seed 7 --rtol 0.1 --atol 0.2 --solver-seconds 1.5 --bench-seconds 0.5"
+        " --max-ratio 0.6 --save-stats s.npz"
         " --verify-each --dump-after prune-weights --measure --calibrate --allow-slower"
     )
     assert main(["in.onnx", "out.onnx", *flags.split()]) == 130

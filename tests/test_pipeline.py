@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from tests.builders import Net
 from tests.models_small import apart, branches, elementwise, latency, sample, wide
-from ucpe_onnx import DataError, pipeline, prune
+from ucpe_onnx import DataError, job, prune
 from ucpe_onnx.runtime.verify import verify
 
 
@@ -26,7 +26,7 @@ def measured(monkeypatch):
             found = left.pop(0)
             return latency(*(found if isinstance(found, tuple) else (found,)), names=models)
 
-        monkeypatch.setattr(pipeline, "measure", measure)
+        monkeypatch.setattr(job, "measure", measure)
 
     return decide
 
@@ -107,7 +107,7 @@ def fed(monkeypatch) -> list:
         seen.extend(feeds)
         return verify(emitted, reference, seen, *rest, **options)
 
-    monkeypatch.setattr(pipeline, "verify", spy)
+    monkeypatch.setattr(job, "verify", spy)
     return seen
 
 
@@ -117,7 +117,7 @@ def test_verified_on_random_inputs_and_on_the_data(monkeypatch):
     assert len(seen) == 3 and not any(np.array_equal(a["x"], b["x"]) for a, b in pairwise(seen))
     del seen[:]
     data = sample(100)
-    prune(branches(), data={"x": data}, bench_seconds=0)
+    prune(branches(), data={"x": data}, compensate=False, bench_seconds=0)
     assert [len(feed["x"]) for feed in seen] == [1, 1, 1, 32, 32]
     np.testing.assert_array_equal(seen[0]["x"], data[:1])
     np.testing.assert_array_equal(np.concatenate([f["x"] for f in seen[3:]]), data[:64])
@@ -133,7 +133,7 @@ def test_random_inputs_that_the_model_does_not_run_on_are_left_out(monkeypatch):
     model = net.output("y").model()
     data = {"x": sample(2)[:1, :, :4, :4], "shape": np.array([4, 4])}
     seen = fed(monkeypatch)
-    result = prune(model, data=[data], masks={"b": [0, 1, 2]}, bench_seconds=0)
+    result = prune(model, data=[data], masks={"b": [0, 1, 2]}, compensate=False, bench_seconds=0)
     assert result.report.verification.passed and len(seen) == 2
     assert all(feed["shape"].tolist() == [4, 4] for feed in seen)
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 
+from ucpe_onnx.compensation.weights import NewWeight
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.plan import FORMAT, ConsumerPlan, Plan, SegmentPlan
 
@@ -38,7 +40,9 @@ def plans(draw: st.DrawFn) -> Plan:
         numbers,
     )
     options = draw(st.dictionaries(names, st.integers() | names | st.none() | st.lists(st.integers())))
-    return Plan(draw(names), draw(names), options, consumers, tuple(draw(st.lists(segment, max_size=3))))
+    values = arrays(np.float32, array_shapes(min_dims=0, max_side=3), elements=st.floats(-1, 1, width=32))
+    weights = draw(st.dictionaries(names, st.builds(NewWeight.of, values), max_size=2))
+    return Plan(draw(names), draw(names), options, consumers, tuple(draw(st.lists(segment, max_size=3))), weights)
 
 
 @given(plans())

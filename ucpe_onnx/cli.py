@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ucpe_onnx import __version__
 from ucpe_onnx.analysis.criteria import CRITERIA
+from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA
 from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
 from ucpe_onnx.config import apply_config
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
@@ -47,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("output", metavar="out.onnx", type=Path, help="where to write the pruned model")
     parser.add_argument("--version", action="version", version=f"ucpe-onnx {__version__}")
     _add_choice(parser)
+    _add_limits(parser)
+    _add_data(parser)
     _add_layout(parser)
     _add_checks(parser)
     _add_results(parser)
@@ -67,9 +70,10 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--criterion",
-        choices=CRITERIA,
+        choices=(*CRITERIA, *DATA_CRITERIA),
         default=default.criterion,
-        help="importance of a channel, from weights (default %(default)s)",
+        help=f"importance of a channel, from weights or, with --data, from samples ({', '.join(DATA_CRITERIA)};"
+        " default %(default)s)",
     )
     group.add_argument(
         "--scope",
@@ -86,21 +90,6 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--masks", type=Path, metavar="FILE", help="take masks from an .npz or .json file instead")
     group.add_argument("--plan", type=Path, metavar="FILE", help="apply a plan that --save-plan wrote")
-    group.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="consumers that keep everything, by name (wildcards; may be repeated)",
-    )
-    group.add_argument(
-        "--ratio-for",
-        action="append",
-        default=[],
-        type=_pattern_ratio,
-        metavar="PATTERN=R",
-        help="another ratio for some consumers (may be repeated, the last match counts)",
-    )
 
 
 def _add_layout(parser: argparse.ArgumentParser) -> None:
@@ -132,15 +121,61 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=default.seed, help="seed of everything random (default %(default)s)")
 
 
-def _add_checks(parser: argparse.ArgumentParser) -> None:
-    default = Options()
-    group = parser.add_argument_group("what to check it with")
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how much, layer by layer")
+    group.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="consumers that keep everything, by name (wildcards; may be repeated)",
+    )
+    group.add_argument(
+        "--ratio-for",
+        action="append",
+        default=[],
+        type=_pattern_ratio,
+        metavar="PATTERN=R",
+        help="another ratio for some consumers (may be repeated, the last match counts)",
+    )
+    group.add_argument(
+        "--max-ratio",
+        type=float,
+        metavar="R",
+        help="no consumer loses a larger share, also with --scope global or a target",
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("samples")
     group.add_argument(
         "--data",
         metavar="PATH|MODULE:CALLABLE",
         help=".npz with arrays named like the inputs (and labels), a folder of test_data_set_N, or a"
         " callable that returns feeds",
     )
+    group.add_argument(
+        "--test-data",
+        metavar="PATH|MODULE:CALLABLE",
+        help="labelled samples to report accuracy on, likewise; nothing is fitted to them (default: those of --data)",
+    )
+    group.add_argument(
+        "--save-stats",
+        type=Path,
+        metavar="FILE.npz",
+        help="write what the consumers read on the samples of --data: means, variances, second moments",
+    )
+    group.add_argument(
+        "--compensate",
+        action=argparse.BooleanOptionalAction,
+        help="refit the weights that are left so that outputs are what they were (default: if there is --data; without,"
+        " batch normalisations tell the means of what goes)",
+    )
+
+
+def _add_checks(parser: argparse.ArgumentParser) -> None:
+    default = Options()
+    group = parser.add_argument_group("what to check it with")
     group.add_argument(
         "--input-shapes",
         nargs="+",
@@ -251,6 +286,8 @@ def _run(args: argparse.Namespace) -> int:
                 write_text(args.report, render_html(report, result.plan))
             if args.save_plan:
                 result.plan.save(args.save_plan)
+            if args.save_stats and result.statistics is not None:
+                result.statistics.save(args.save_stats)
             if json_file:
                 write_json(str(json_file), account)
         if not args.quiet:
@@ -263,8 +300,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _check_files(args: argparse.Namespace, json_file: Path | None) -> None:
-    data = Path(args.data) if args.data and os.path.exists(args.data) else None
+    data, test = (Path(given) if given and os.path.exists(given) else None for given in (args.data, args.test_data))
     outputs = {"out.onnx": args.output, "--save-plan": args.save_plan, "--report": args.report, "--json": json_file}
+    outputs["--save-stats"] = args.save_stats
     for name in PASS_NAMES if "all" in args.dump_after else args.dump_after:
         outputs[f"--dump-after {name}"] = dump_path(args.output, name)
     inputs = {
@@ -273,6 +311,7 @@ def _check_files(args: argparse.Namespace, json_file: Path | None) -> None:
         "--plan": args.plan,
         "--config": args.config,
         "--data": data,
+        "--test-data": test,
     }
     weights = weights_file(args.output)
     if any(path is not None and os.path.exists(path) for path in (weights, *outputs.values())):

@@ -29,11 +29,13 @@ class Feeds:
         single: one feed that the input model was seen to run on, to measure latency with.
         random: more of its shapes, which the input model was seen to run on too.
         dataset: the user's data, if any.
+        test: what to report accuracy on: the user's test data, or else the data, if any.
     """
 
     single: Feed
     random: tuple[Feed, ...]
     dataset: Dataset | None
+    test: Dataset | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the single feed; sequences have none."""
@@ -57,6 +59,7 @@ def prepare_feeds(source: Source, options: Options) -> Feeds:
     """
     specs = input_specs(source.model)
     dataset = None if options.data is None else load_data(options.data, specs)
+    test = dataset if options.test_data is None else load_data(options.test_data, specs)
     session = as_session(source.model, options.run_options(), where=source.label)
     if dataset is not None:
         single = next(dataset.batches(1))
@@ -69,7 +72,7 @@ def prepare_feeds(source: Source, options: Options) -> Feeds:
         _random_like(single, specs, session, options.seed + 1),
         _random_like(single, specs, session, options.seed + 2, images=True),
     )
-    return Feeds(single, tuple(feed for feed in random if feed is not None), dataset)
+    return Feeds(single, tuple(feed for feed in random if feed is not None), dataset, test)
 
 
 def _random_like(

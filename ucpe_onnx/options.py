@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ucpe_onnx.analysis.criteria import CRITERIA
+from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.passes import PASS_NAMES, Watch
 from ucpe_onnx.passes.watch import ALL
@@ -33,7 +34,7 @@ class Options:
 
     Attributes:
         ratio: share of each consumer's prunable input channels to remove, in [0, 1).
-        criterion: importance of a channel, a key of ``CRITERIA``.
+        criterion: importance of a channel, a key of ``CRITERIA`` or, with ``data``, of ``DATA_CRITERIA``.
         scope: ``local``: the ratio holds for every consumer; ``global``: for the model, by one threshold.
         mode: ``unconstrained``: every consumer keeps what it needs; ``constrained``: consumers of a channel keep it all
             or none; ``auto``: unconstrained, and channels that cost nothing stay; constrained if that alone is faster.
@@ -41,8 +42,13 @@ class Options:
         plan: plan file, or plan, to apply again; replaces masks.
         ignore: patterns of consumers that keep everything.
         ratio_for: (pattern, ratio) pairs; the last match counts.
+        max_ratio: no consumer loses a larger share of its prunable channels, whatever ranks lowest; None: no limit.
         lowering: how consumers get their channels, a key of ``LOWERING_RULES``.
-        data: samples to verify on, and with labels to report accuracy on; see :mod:`ucpe_onnx.data`.
+        data: samples to compensate and verify on, and with labels to report accuracy on; see :mod:`ucpe_onnx.data`.
+        test_data: labelled samples to report accuracy on instead, which nothing is fitted to.
+        compensate: refit what is left so that outputs are what they were; None: if there is ``data``. Without data the
+            means that batch normalisations tell of dropped channels go into biases.
+        save_stats: return what the consumers read on ``data`` with the result; the command line writes it to this file.
         input_shapes: shapes for inputs with dynamic dimensions, by input name.
         providers: onnxruntime's execution providers, in order of preference.
         threads: threads within an operator, 0 for onnxruntime's default.
@@ -68,8 +74,12 @@ class Options:
     plan: str | os.PathLike[str] | Plan | None = None
     ignore: tuple[str, ...] = ()
     ratio_for: tuple[tuple[str, float], ...] = ()
+    max_ratio: float | None = None
     lowering: str = "auto"
     data: Any = None
+    test_data: Any = None
+    compensate: bool | None = None
+    save_stats: str | os.PathLike[str] | None = None
     input_shapes: Mapping[str, tuple[int, ...]] | None = None
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     threads: int = 0
@@ -108,6 +118,12 @@ class Options:
                     raise UsageError(f"{flag} and {other} exclude each other: {other} says what every consumer keeps")
         if self.masks is not None and self.plan is not None:
             raise UsageError("--masks and --plan exclude each other: a plan holds its own masks")
+        if self.plan is not None and self.compensate:
+            raise UsageError("--compensate and --plan exclude each other: a plan holds its own weights")
+        if self.save_stats is not None and self.data is None:
+            raise UsageError("--save-stats needs samples: give them with --data")
+        if self.criterion in DATA_CRITERIA and self.data is None and self.masks is None and self.plan is None:
+            raise UsageError(f"--criterion {self.criterion} needs samples: give them with --data")
         if chosen.dump_after and self.dump_beside is None:
             raise UsageError("--dump-after needs a place to write to: give dump_beside, a path such as 'out.onnx'")
         return chosen
@@ -116,6 +132,8 @@ class Options:
         for flag, ratio in (("--ratio", self.ratio), *((f"--ratio-for {p}", r) for p, r in self.ratio_for)):
             if not _is_number(ratio) or not 0 <= ratio < 1:
                 raise UsageError(f"{flag}: {ratio} is outside of [0, 1); 0.25 removes a quarter of the channels")
+        if self.max_ratio is not None and not (_is_number(self.max_ratio) and 0 <= self.max_ratio < 1):
+            raise UsageError(f"--max-ratio: {self.max_ratio} is outside of [0, 1); 0.5 leaves every layer half")
         for flag, tolerance in (("--rtol", self.rtol), ("--atol", self.atol)):
             if tolerance is not None and not (_is_number(tolerance) and 0 <= tolerance < math.inf):
                 raise UsageError(f"{flag}: {tolerance} is not a tolerance; give a finite number of at least 0")
@@ -129,7 +147,7 @@ class Options:
 
     def _check_names(self) -> None:
         for flag, name, known in (
-            ("--criterion", self.criterion, tuple(CRITERIA)),
+            ("--criterion", self.criterion, (*CRITERIA, *DATA_CRITERIA)),
             ("--scope", self.scope, SCOPES),
             ("--mode", self.mode, MODES),
             ("--lowering", self.lowering, tuple(LOWERING_RULES)),
@@ -151,8 +169,9 @@ class Options:
     def recorded(self) -> dict[str, Any]:
         """The options as plain values, for plans and reports; objects are named by their type."""
         values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        if isinstance(self.data, (tuple, list, Mapping)):  # samples, maybe thousands
-            values["data"] = f"<{type(self.data).__name__}>"
+        for name in ("data", "test_data"):
+            if isinstance(getattr(self, name), (tuple, list, Mapping)):  # samples, maybe thousands
+                values[name] = f"<{type(getattr(self, name)).__name__}>"
         return values
 
 

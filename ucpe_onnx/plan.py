@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ucpe_onnx.compensation.weights import NewWeight
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.io import write_text
 from ucpe_onnx.masks import Mask
@@ -90,6 +91,7 @@ class Plan:
         options: the options that it was made with.
         consumers: by node name, in graph order.
         segments: in the order of their numbers.
+        weights: new values of initializers, in their full size, by name: what compensation has refitted.
     """
 
     source_sha256: str
@@ -97,6 +99,7 @@ class Plan:
     options: Mapping[str, Any]
     consumers: Mapping[str, ConsumerPlan]
     segments: tuple[SegmentPlan, ...] = field(default=())
+    weights: Mapping[str, NewWeight] = field(default_factory=dict)
 
     def masks(self) -> dict[str, Mask]:
         """The mask of every consumer that drops a channel."""
@@ -147,6 +150,7 @@ class Plan:
                 }
                 for s in self.segments
             ],
+            **({"weights": {name: new.to_dict() for name, new in self.weights.items()}} if self.weights else {}),
         }
 
     @classmethod
@@ -161,9 +165,9 @@ class Plan:
         try:
             consumers = {name: _consumer(c) for name, c in raw["consumers"].items()}
             segments = tuple(_segment(s) for s in raw["segments"])
-            return cls(
-                str(raw["source_sha256"]), str(raw["tool_version"]), dict(raw.get("options", {})), consumers, segments
-            )
+            weights = {str(name): NewWeight.from_dict(new) for name, new in raw.get("weights", {}).items()}
+            options = dict(raw.get("options", {}))
+            return cls(str(raw["source_sha256"]), str(raw["tool_version"]), options, consumers, segments, weights)
         except KeyError as error:
             raise MaskError(f"not a valid plan: {error.args[0]!r} is missing") from error
         except (TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -88,7 +88,7 @@ class GraphView:
             for position, tensor in enumerate(node.inputs):
                 if tensor:
                     self.readers[tensor].append((node, position))
-            captured |= _captured(node.proto)
+            captured |= captured_by(node.proto)
         self.captured = frozenset(captured)
         self.constants.fold_lengths(model, lengths, self.captured.union(self.outputs))
 
@@ -107,7 +107,7 @@ def _view(index: int, node: onnx.NodeProto, name: str) -> Node:
     return Node(index, name, op_type, tuple(node.input), tuple(node.output), node)
 
 
-def _captured(node: onnx.NodeProto) -> set[str]:
+def captured_by(node: onnx.NodeProto) -> set[str]:
     """Names that the subgraphs of a node read and don't make themselves."""
     names: set[str] = set()
     for attribute in node.attribute:
@@ -116,7 +116,7 @@ def _captured(node: onnx.NodeProto) -> set[str]:
             made = {v.name for v in body.input} | {t.name for t in body.initializer}
             read = {value.name for value in body.output}
             for inner in body.node:
-                read |= set(inner.input) | _captured(inner)
+                read |= set(inner.input) | captured_by(inner)
                 made |= set(inner.output)
             names |= read - made
     return names - {""}

@@ -30,6 +30,7 @@ class Selection:
         constrained: consumers of a slot keep it all or none (one mask per segment).
         ignore: patterns (``fnmatch``) of consumers that keep everything.
         ratio_for: ratios of their own for consumers that match a pattern; the last match counts.
+        most: no consumer (or segment) loses a larger share than this; None: no limit.
     """
 
     ratio: float = 0.25
@@ -37,6 +38,7 @@ class Selection:
     constrained: bool = False
     ignore: tuple[str, ...] = ()
     ratio_for: tuple[tuple[str, float], ...] = ()
+    most: float | None = None
 
     def ratio_of(self, name: str) -> float:
         """The ratio that applies to a consumer."""
@@ -75,7 +77,7 @@ def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Se
                 units.append((slots[stratum], selection.ratio_of(name), score[consumer.prunable][first][stratum]))
                 names.append(name)
     gone: dict[str, list[IntArray]] = {}
-    for name, dropped in zip(names, _drop(units, selection.scope), strict=True):
+    for name, dropped in zip(names, _drop(units, selection), strict=True):
         gone.setdefault(name, []).append(dropped)
     masks = {}
     for name, parts in gone.items():
@@ -102,16 +104,23 @@ def _never_empty(consumer: Consumer, mask: Mask, score: FloatArray) -> Mask:
     return mask
 
 
-def _drop(units: list[tuple[IntArray, float, FloatArray]], scope: str) -> list[IntArray]:
+def _drop(units: list[tuple[IntArray, float, FloatArray]], selection: Selection) -> list[IntArray]:
     """For each (slots, ratio, scores) the slots that go."""
-    if scope == "local":
-        return [slots[np.argsort(s, kind="stable")[: int(ratio * len(slots))]] for slots, ratio, s in units]
+    most = 1.0 if selection.most is None else selection.most
+    orders = [np.argsort(score, kind="stable") for _, _, score in units]
+    if selection.scope == "local":
+        ratios = (int(min(ratio, most) * len(slots)) for slots, ratio, _ in units)
+        return [slots[order[:count]] for (slots, _, _), order, count in zip(units, orders, ratios, strict=True)]
     if not units:
         return []
-    every = np.concatenate([s for _, _, s in units])
-    count = int(sum(ratio * len(slots) for slots, ratio, _ in units))
+    allowed = [np.zeros(len(order), dtype=bool) for order in orders]
+    for may, order in zip(allowed, orders, strict=True):
+        may[order[: int(most * len(order))]] = True
+    every = np.concatenate([score for _, _, score in units])
+    ranked = np.argsort(every, kind="stable")
+    ranked = ranked[np.concatenate(allowed)[ranked]]
     gone = np.zeros(len(every), dtype=bool)
-    gone[np.argsort(every, kind="stable")[:count]] = True
+    gone[ranked[: int(sum(ratio * len(slots) for slots, ratio, _ in units))]] = True
     ends = np.cumsum([len(slots) for slots, _, _ in units])
     return [slots[part] for (slots, _, _), part in zip(units, np.split(gone, ends[:-1]), strict=True)]
 
@@ -132,7 +141,7 @@ def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
                 units.append((free[stratum], ratio, score[free[stratum]]))
                 owners.append((segment, readers))
     chosen = {segment.id: (segment, readers, np.zeros(len(segment.classes), dtype=bool)) for segment, readers in owners}
-    for (segment, _), gone in zip(owners, _drop(units, selection.scope), strict=True):
+    for (segment, _), gone in zip(owners, _drop(units, selection), strict=True):
         chosen[segment.id][2][gone] = True
     masks: dict[str, Mask] = {}
     for segment, readers, dropped in chosen.values():

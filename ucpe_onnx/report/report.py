@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ucpe_onnx.analysis.trace import Trace
+from ucpe_onnx.compensation.stage import Repair
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.report.layouts import Rival
 from ucpe_onnx.report.runtime import RuntimeComparison
@@ -72,6 +73,7 @@ class Report:
         asked: share of the channels that the criterion was to drop; more than ``1 - kept`` where some cost nothing and
             stay, None for given masks.
         runtime: what onnxruntime made of the input and of the emitted model, None if that was not looked at.
+        repair: what compensation did, None if there was none.
     """
 
     source: str
@@ -90,6 +92,7 @@ class Report:
     rivals: tuple[Rival, ...] = ()
     rates: str = ""
     runtime: RuntimeComparison | None = None
+    repair: Repair | None = None
 
     @property
     def speed(self) -> CandidateLatency | None:
@@ -134,6 +137,7 @@ class Report:
             "rivals": [rival.to_dict() for rival in self.rivals],
             "tuning": [step.to_dict() for step in self.tuning],
             "runtime": None if self.runtime is None else self.runtime.to_dict(),
+            "compensation": None if self.repair is None else self.repair.to_dict(),
             "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],
             "seconds": dict(self.seconds),
         }

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from rich.console import Console
 from rich.table import Table
 
+from ucpe_onnx.compensation.stage import Repair
 from ucpe_onnx.report.layouts import in_words
 from ucpe_onnx.report.report import Report, SegmentReport
 from ucpe_onnx.report.runtime import in_words as runtime_in_words
@@ -67,6 +68,8 @@ def _print_checks(report: Report, console: Console) -> None:
             f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went;"
             " the others cost nothing by staying"
         )
+    if report.repair is not None:
+        _print_repair(report.repair, console)
     if report.runtime is not None:
         console.print(runtime_in_words(report.runtime))
     if report.latency is not None:
@@ -77,6 +80,19 @@ def _print_checks(report: Report, console: Console) -> None:
         if lost > LARGE_LOSS:
             advice = "; try a lower --ratio" if report.mode in ("unconstrained", "constrained") else ""
             console.print(f"warning: accuracy fell by {lost:.1f} points{advice}", style="yellow")
+
+
+def _print_repair(repair: Repair, console: Console) -> None:
+    """What compensation did."""
+    if repair.taken and repair.plain is not None and repair.repaired is not None:
+        console.print(
+            f"compensated: {_plural(len(repair.layers), 'layer')} refitted to {_plural(repair.samples, 'sample')},"
+            f" error of the outputs {repair.plain:.3g} -> {repair.repaired:.3g} of their variance",
+        )
+    if repair.note:
+        console.print(repair.note)
+    for name, reason in list((repair.left or {}).items())[:3]:
+        console.print(f"  {name} was not refitted: {reason}")
 
 
 def _print_frozen(report: Report, console: Console) -> None:
