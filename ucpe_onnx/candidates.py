@@ -10,6 +10,7 @@ from typing import Any
 from ucpe_onnx.analysis.criteria import FloatArray, score_consumers
 from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA, score_with_data
 from ucpe_onnx.analysis.select import Selection, select_masks
+from ucpe_onnx.budget.stage import meet_budget
 from ucpe_onnx.compensation.weights import with_weights
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.job import Candidate, Job
@@ -31,6 +32,12 @@ def candidates(job: Job) -> Iterator[Candidate]:
         return
     if options.masks is not None:
         yield Candidate("masks", plans_for(job, _given_masks(job, options.masks), fill=False))
+        return
+    if options.has_target:
+        met = meet_budget(job)
+        targeted = replace(job, options=replace(options, lowering=met.lowering))
+        plans = plans_for(targeted, met.masks, fill=met.fill)
+        yield Candidate(options.mode, plans, asked_share(job, met.masks), met.report)
         return
     scores = _scores(job)
     modes = ("unconstrained", "constrained") if options.mode == "auto" else (options.mode,)

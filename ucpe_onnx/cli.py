@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("output", metavar="out.onnx", type=Path, help="where to write the pruned model")
     parser.add_argument("--version", action="version", version=f"ucpe-onnx {__version__}")
     _add_choice(parser)
+    _add_targets(parser)
     _add_limits(parser)
     _add_data(parser)
     _add_layout(parser)
@@ -119,6 +120,22 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
         help="time limit for ordering the channels (default %(default)s)",
     )
     group.add_argument("--seed", type=int, default=default.seed, help="seed of everything random (default %(default)s)")
+
+
+def _add_targets(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how much in all: instead of a ratio, one of")
+    group.add_argument(
+        "--target-latency", type=float, metavar="F", help="share of the input's latency as measured here, e.g. 0.7"
+    )
+    group.add_argument("--target-macs", type=float, metavar="F", help="share of its multiply-accumulates")
+    group.add_argument("--target-params", type=float, metavar="F", help="share of its parameters")
+    group.add_argument(
+        "--max-accuracy-drop",
+        type=float,
+        metavar="P",
+        help="points of accuracy (without labels: of agreement with the input) that may be lost on held-out samples of"
+        " --data; the smallest latency that keeps to it is searched for",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:

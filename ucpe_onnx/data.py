@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,37 @@ class Dataset:
                 cut = {name: array[start : start + size] for name, array in part.items()}
                 real = min(size, count - start)
                 yield _pad(cut, size - real if self.batch else 0), real
+
+    def first(self, count: int) -> Dataset:
+        """The first samples, about so many: feeds that the user cut stay whole."""
+        return self._where(np.arange(self.samples) < count)
+
+    def split(self, every: int) -> tuple[Dataset, Dataset]:
+        """All samples but every so-manieth, and those; feeds that the user cut stay whole, by their first sample."""
+        chosen = np.arange(self.samples) % every == every - 1
+        if self.whole:
+            chosen = np.repeat(np.arange(len(self.counts)) % every == every - 1, self.counts)
+        return self._where(~chosen), self._where(chosen)
+
+    def _where(self, chosen: Array) -> Dataset:
+        parts: list[Feed] = []
+        counts: list[int] = []
+        places: list[Array] = []
+        start = 0
+        for part, count in zip(self.parts, self.counts, strict=True):
+            inside = np.flatnonzero(chosen[start : start + count])
+            if self.whole and chosen[start]:
+                inside = np.arange(count)
+            if inside.size == count:
+                parts.append(part)
+            elif inside.size and not self.whole:
+                parts.append({name: array[inside] for name, array in part.items()})
+            if len(parts) > len(counts):
+                counts.append(int(inside.size))
+                places.append(start + inside)
+            start += count
+        labels = None if self.labels is None or not places else self.labels[np.concatenate(places)]
+        return replace(self, parts=tuple(parts), counts=tuple(counts), samples=sum(counts), labels=labels)
 
 
 def load_data(source: Any, specs: Sequence[InputSpec]) -> Dataset:

@@ -30,6 +30,7 @@ from ucpe_onnx.planning.make import Settings
 from ucpe_onnx.planning.precision import precision_of
 from ucpe_onnx.planning.rates import Rates
 from ucpe_onnx.planning.target import Target
+from ucpe_onnx.report.budget import BudgetReport
 from ucpe_onnx.report.layouts import Rival, rivals
 from ucpe_onnx.report.report import Report, kept_share, segment_reports
 from ucpe_onnx.report.runtime import RuntimeComparison, compare_in_runtime
@@ -95,11 +96,19 @@ class Stages:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Plans to try for the same masks, by lowering; what the masks come from, and the share that they were to drop."""
+    """Plans to try for the same masks.
+
+    Attributes:
+        mode: what the masks come from.
+        plans: by lowering.
+        asked: the share of all channels that the masks were to drop.
+        budget: how a budget was met, if there was one.
+    """
 
     mode: str
     plans: Mapping[str, Plan]
     asked: float | None = None
+    budget: BudgetReport | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +293,7 @@ class Job:
             after=model_stats(trial.emitted, shapes),
             kept=kept_share(trial.plan),
             asked=candidate.asked,
+            budget=candidate.budget,
             tuning=tuple(self.steps),
             rivals=trial.rivals,
             rates=self.target[1].origin,
@@ -302,7 +312,7 @@ class Job:
             trial, latency = self.contest([trial])
         with self.stages("report"):
             report = self.report(trial, Candidate(best.report.mode, {}, best.report.asked), latency)
-            report = replace(report, repair=best.report.repair)
+            report = replace(report, repair=best.report.repair, budget=best.report.budget)
         return (
             replace(best, model=trial.emitted, plan=trial.plan, report=report)
             if is_faster(report, best.report)

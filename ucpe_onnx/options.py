@@ -42,6 +42,11 @@ class Options:
         plan: plan file, or plan, to apply again; replaces masks.
         ignore: patterns of consumers that keep everything.
         ratio_for: (pattern, ratio) pairs; the last match counts.
+        target_latency: share of the input's measured latency to reach, in (0, 1); replaces ratio, criterion and scope.
+        target_macs: share of the input's multiply-accumulates, likewise.
+        target_params: share of its parameters, likewise.
+        max_accuracy_drop: points of top-1 accuracy, or without labels of agreement with the input, that may be lost on
+            held-out samples of ``data``: the smallest latency that keeps to it is searched for.
         max_ratio: no consumer loses a larger share of its prunable channels, whatever ranks lowest; None: no limit.
         lowering: how consumers get their channels, a key of ``LOWERING_RULES``.
         data: samples to compensate and verify on, and with labels to report accuracy on; see :mod:`ucpe_onnx.data`.
@@ -75,6 +80,10 @@ class Options:
     ignore: tuple[str, ...] = ()
     ratio_for: tuple[tuple[str, float], ...] = ()
     max_ratio: float | None = None
+    target_latency: float | None = None
+    target_macs: float | None = None
+    target_params: float | None = None
+    max_accuracy_drop: float | None = None
     lowering: str = "auto"
     data: Any = None
     test_data: Any = None
@@ -111,6 +120,7 @@ class Options:
             dump_after=_as_tuple(self.dump_after),
         )
         chosen._check_numbers()
+        chosen._check_targets()
         chosen._check_names()
         for flag, given in (("--ignore", chosen.ignore), ("--ratio-for", chosen.ratio_for)):
             for other, replacement in (("--masks", self.masks), ("--plan", self.plan)):
@@ -156,6 +166,35 @@ class Options:
         ):
             if name not in known:
                 raise UsageError(f"{flag}: unknown {name!r}; choose from {', '.join(known)}")
+
+    def targets(self) -> dict[str, float | None]:
+        """The targets by kind, None for those not asked for."""
+        return {"latency": self.target_latency, "macs": self.target_macs, "params": self.target_params}
+
+    @property
+    def has_target(self) -> bool:
+        """Whether masks follow from a budget."""
+        return self.max_accuracy_drop is not None or any(target is not None for target in self.targets().values())
+
+    def _check_targets(self) -> None:
+        given = {f"--target-{kind}": target for kind, target in self.targets().items() if target is not None}
+        for flag, target in given.items():
+            if not _is_number(target) or not 0 < target < 1:
+                raise UsageError(f"{flag}: {target} is outside of (0, 1); 0.7 asks for 70 % of the input's")
+        drop = self.max_accuracy_drop
+        if drop is not None:
+            if not _is_number(drop) or not 0 <= drop < 100:
+                raise UsageError(f"--max-accuracy-drop: {drop} is no number of points from 0 to 100")
+            if self.data is None:
+                raise UsageError("--max-accuracy-drop needs samples: give them with --data")
+            given["--max-accuracy-drop"] = drop
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(list(given)[:2])} exclude each other: give one target")
+        for flag, other in (("--masks", self.masks), ("--plan", self.plan)):
+            if given and other is not None:
+                raise UsageError(f"{next(iter(given))} and {flag} exclude each other: {flag} says what is kept")
+        if self.target_latency is not None and not self.bench_seconds:
+            raise UsageError("--target-latency needs to measure: give --bench-seconds above 0")
 
     def run_options(self) -> RunOptions:
         """How onnxruntime is to run models."""

@@ -1,8 +1,8 @@
 """The two wide networks as files, and the handwritten digits at twice their resolution; nothing here needs torch.
 
 The networks are too large for the repository and lie in the user's cache directory. Of the samples nothing new is
-stored: they come from ``models/digits_calib.npz`` and ``models/digits_test.npz``, and those that train from the split of
-``digits_data.py`` that made these two files.
+stored: they come from ``models/digits_calib.npz`` and ``models/digits_test.npz``, and those that the networks were
+trained on from the same split (``digits_data.py``).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ MOST_CHANNELS = 4096
 MOST_MIXING_BYTES = 2**30
 """Of all grams that tell channels apart and no taps."""
 
-_MOST_WORK = 5e10
+_MOST_WORK = 2e10
 """Floating-point operations for one gram, beyond which positions are sampled ..."""
 
 _ROWS_PER_FEATURE = 2

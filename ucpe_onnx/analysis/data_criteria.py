@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -45,6 +45,7 @@ class Reads:
         statistics: what is read; None if not known.
         layer: the consumer as a linear map; None if it is none.
         weight: the layer's weight as stored; None if it is no layer.
+        first: units that go before all others, shape (units,); None: no unit does.
     """
 
     squares: FloatArray
@@ -53,6 +54,7 @@ class Reads:
     statistics: ConsumerStatistics | None
     layer: Layer | None
     weight: FloatArray | None
+    first: npt.NDArray[np.bool_] | None = None
 
     @property
     def units(self) -> int:
@@ -187,7 +189,11 @@ def score_with_data(trace: Trace, criterion: str, statistics: Statistics) -> dic
 
 
 def removal_curve(
-    trace: Trace, name: str, statistics: Statistics, layers: Mapping[str, Layer] | None = None
+    trace: Trace,
+    name: str,
+    statistics: Statistics,
+    layers: Mapping[str, Layer] | None = None,
+    first: npt.NDArray[np.bool_] | None = None,
 ) -> RemovalCurve:
     """The order and the losses of :func:`reconstruction`.
 
@@ -196,6 +202,7 @@ def removal_curve(
         name: of a consumer.
         statistics: what the consumers read.
         layers: those of ``find_layers``, for callers that ask for many curves.
+        first: channels that go before all others, shape (C_in,); units of which one channel is among them go whole.
 
     Raises:
         ModelError: there is no such consumer.
@@ -205,6 +212,8 @@ def removal_curve(
         raise ModelError(f"node {name!r}: is no consumer; choose from {', '.join(trace.consumers) or 'none'}")
     layers = find_layers(trace.graph) if layers is None else layers
     reads = _reads(trace, trace.consumers[name], statistics, layers)
+    if first is not None:
+        reads = replace(reads, first=(reads.total(first) > 0) & reads.prunable)
     order, losses = _removal(reads)
     return RemovalCurve(tuple(reads.channels(unit) for unit in order), losses)
 
@@ -245,6 +254,8 @@ def _independent(reads: Reads) -> tuple[list[int], list[float], float]:
     if not costs.any():  # all inputs are constant
         costs = reads.total(reads.squares)
     order = [int(unit) for unit in np.argsort(costs, kind="stable") if reads.prunable[unit]]
+    if reads.first is not None:
+        order.sort(key=lambda unit: not reads.first[unit])  # type: ignore[index]
     return order, [float(costs[unit]) for unit in order], float(costs.sum())
 
 
@@ -265,6 +276,7 @@ def _eliminated(reads: Reads) -> tuple[list[int], list[float], float] | None:
         matrices = matrices.reshape(layer.groups, -1, each, layer.taps).swapaxes(2, 3)
         matrices = matrices.reshape(layer.groups, -1, each)
     sequences, total = [], 0.0
+    early: list[tuple[float, int]] = []
     groups = zip(reads.unit_of.reshape(layer.groups, each), matrices, found.gram, covariances, strict=True)
     for unit_of, matrix, gram, covariance in groups:
         units, local = np.unique(unit_of, return_inverse=True)
@@ -274,9 +286,12 @@ def _eliminated(reads: Reads) -> tuple[list[int], list[float], float] | None:
         damped = covariance + np.eye(width) * _ridge(gram, covariance)
         outer = matrix.T @ matrix
         total += float(np.sum(outer * damped))
-        order, steps = eliminate(damped, outer, blocks, reads.prunable[units])
-        sequences.append([(step, int(units[unit])) for unit, step in zip(order, steps, strict=True)])
-    merged = _merged(sequences)
+        leading = np.flatnonzero(reads.first[units]).tolist() if reads.first is not None else []
+        order, steps = eliminate(damped, outer, blocks, reads.prunable[units], leading)
+        sequence = [(step, int(units[unit])) for unit, step in zip(order, steps, strict=True)]
+        early += sequence[: len(leading)]
+        sequences.append(sequence[len(leading) :])
+    merged = early + _merged(sequences)
     return [unit for _, unit in merged], [step for step, _ in merged], total
 
 

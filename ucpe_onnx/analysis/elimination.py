@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ _PANEL = 64
 """Columns of updates that wait until they are carried out as one product."""
 
 
-def eliminate(gram: Array, outer: Array, units: Array, removable: Array) -> tuple[list[int], list[float]]:
+def eliminate(
+    gram: Array, outer: Array, units: Array, removable: Array, first: Sequence[int] = ()
+) -> tuple[list[int], list[float]]:
     """Greedy Optimal Brain Surgeon elimination of blocks of features.
 
     Of a map ``y = W f`` with second moments G = E[f f'] and H = G^-1, dropping block u costs
@@ -29,6 +32,7 @@ def eliminate(gram: Array, outer: Array, units: Array, removable: Array) -> tupl
         outer: W' W, shape (F, F).
         units: the features of each block, each feature in at most one, shape (blocks, width); -1 fills up shorter ones.
         removable: whether a block may be dropped, shape (blocks,).
+        first: blocks that go before all others, in this order.
 
     Returns:
         The blocks in order of removal, and what each removal adds to E|W f - W~ f|^2.
@@ -43,7 +47,8 @@ def eliminate(gram: Array, outer: Array, units: Array, removable: Array) -> tupl
         filled_gram[real], filled_outer[real] = gram[read], outer[read]
         gram, outer = filled_gram, filled_outer
     left = _Left(np.linalg.inv(gram), outer, units.shape[1], removable)
-    steps = [left.remove_cheapest() for _ in range(int(np.count_nonzero(removable)))]
+    steps = [left.remove(block) for block in first]
+    steps += [left.remove() for _ in range(int(np.count_nonzero(removable)) - len(first))]
     return [block for block, _ in steps], [cost for _, cost in steps]
 
 
@@ -66,10 +71,11 @@ class _Left:
         shape = (len(self._inverse), max(_PANEL, 4 * self._width))
         self._v, self._z, self._used = np.empty(shape), np.empty(shape), 0
 
-    def remove_cheapest(self) -> tuple[int, float]:
-        """Remove a block; returns it and what that costs."""
+    def remove(self, block: int | None = None) -> tuple[int, float]:
+        """Remove a block, the cheapest one if none is named; returns it and what that costs."""
         width = self._width
-        costs = np.where(self._removable, _traces(self._inverse_blocks, self._outer_blocks), np.inf)
+        allowed = self._removable if block is None else self._blocks == block
+        costs = np.where(allowed, _traces(self._inverse_blocks, self._outer_blocks), np.inf)
         chosen = int(np.argmin(costs))
         at = slice(chosen * width, (chosen + 1) * width)
         v, z = self._v[:, : self._used], self._z[:, : self._used]
@@ -86,10 +92,10 @@ class _Left:
         self._outer_blocks -= crossed + crossed.swapaxes(1, 2)
         self._inverse_blocks[chosen], self._outer_blocks[chosen] = np.eye(width), 0.0
         self._removable[chosen], self._gone[chosen] = False, True
-        block = int(self._blocks[chosen])
+        removed = int(self._blocks[chosen])
         if self._used + width > self._v.shape[1]:
             self._carry_out()
-        return block, max(float(costs[chosen]), 0.0)
+        return removed, max(float(costs[chosen]), 0.0)
 
     def _carry_out(self) -> None:
         """Apply the updates to the matrices, of which only what is left stays."""

@@ -32,10 +32,10 @@ MOST_FEATURES = 5_000
 _HELD_OUT = 5
 """Every so-manieth sample chooses the ridge and is not fitted to."""
 
-_MOST_WORK = 1e11
+_MOST_WORK = 2e10
 """Floating-point operations for the moments of a layer, beyond which output positions are sampled ..."""
 
-_ROWS_PER_FEATURE = 8
+_ROWS_PER_FEATURE = 20
 """... but not to fewer rows than this for each feature."""
 
 _MOST_BYTES = 2**26

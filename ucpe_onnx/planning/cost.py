@@ -76,6 +76,11 @@ class Costs:
         read = self._read_by(use.node)
         return self._node_us(use, np.full(channels.shape, read), channels, use.node.inputs[0], str(use.tensor_axis[0]))
 
+    def layer_us(self, use: WeightUse, read: IntArray, made: IntArray) -> FloatArray:
+        """Time of a layer, by the channels that it reads and makes."""
+        out = next((name for name in use.node.outputs if name), "")
+        return self._node_us(use, read, made, use.node.inputs[0], out)
+
     def carries_us(self, node: Node, axis: AxisKey, channels: IntArray) -> FloatArray:
         """Time of an operator that hands channels on, by their number; what a convolution does on the way is cheap."""
         tensor = str(axis[0])

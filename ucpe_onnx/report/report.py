@@ -12,6 +12,7 @@ import numpy as np
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation.stage import Repair
 from ucpe_onnx.plan import Plan
+from ucpe_onnx.report.budget import BudgetReport
 from ucpe_onnx.report.layouts import Rival
 from ucpe_onnx.report.runtime import RuntimeComparison
 from ucpe_onnx.report.stats import ModelStats
@@ -74,6 +75,7 @@ class Report:
             stay, None for given masks.
         runtime: what onnxruntime made of the input and of the emitted model, None if that was not looked at.
         repair: what compensation did, None if there was none.
+        budget: how a budget was met, None if there was none.
     """
 
     source: str
@@ -93,6 +95,7 @@ class Report:
     rates: str = ""
     runtime: RuntimeComparison | None = None
     repair: Repair | None = None
+    budget: BudgetReport | None = None
 
     @property
     def speed(self) -> CandidateLatency | None:
@@ -138,6 +141,7 @@ class Report:
             "tuning": [step.to_dict() for step in self.tuning],
             "runtime": None if self.runtime is None else self.runtime.to_dict(),
             "compensation": None if self.repair is None else self.repair.to_dict(),
+            "budget": None if self.budget is None else self.budget.to_dict(),
             "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],
             "seconds": dict(self.seconds),
         }

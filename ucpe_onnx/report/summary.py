@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ucpe_onnx.compensation.stage import Repair
+from ucpe_onnx.report.budget import in_words as budget_in_words
 from ucpe_onnx.report.layouts import in_words
 from ucpe_onnx.report.report import Report, SegmentReport
 from ucpe_onnx.report.runtime import in_words as runtime_in_words
@@ -68,6 +69,8 @@ def _print_checks(report: Report, console: Console) -> None:
             f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went;"
             " the others cost nothing by staying"
         )
+    if report.budget is not None:
+        console.print(budget_in_words(report.budget))
     if report.repair is not None:
         _print_repair(report.repair, console)
     if report.runtime is not None:

@@ -1,0 +1,284 @@
+"""The choice as an integer program: least loss within a budget, solved with CP-SAT.
+
+A multiple-choice knapsack over segments and consumers. What a layer costs depends on two choices at once, on what it
+reads and on what it makes (a table of costs in one of them mispredicts both), so for each pair of widths there is a
+variable that is 1 if both are chosen; tied to the choices by sums over rows and columns, which is tight.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ortools.sat.python import cp_model
+
+from ucpe_onnx.analysis.slots import AxisKey
+from ucpe_onnx.analysis.trace import Segment, Trace
+from ucpe_onnx.analysis.tracer import WeightUse
+from ucpe_onnx.budget.choices import Reading, SegmentChoices
+from ucpe_onnx.budget.greedy import Greedy, State
+from ucpe_onnx.budget.prices import Prices
+from ucpe_onnx.masks import Mask
+
+_SCALE = 1_000_000
+"""Costs and losses become whole numbers, in millionths of the unpruned model's cost and of the largest loss."""
+
+_EFFORT = 20.0
+"""Of CP-SAT, by its own deterministic measure."""
+_GAP = 1e-3
+_MOST_LOSS = 10.0
+"""An output that is further off than this many times its variance is no better than one that is not."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice for the whole model.
+
+    Attributes:
+        masks: what the consumers keep that lose a channel.
+        loss: predicted.
+        cost: predicted, over the unpruned model's.
+        status: OPTIMAL or FEASIBLE.
+        gap: share of the loss that is not proven to be needed.
+    """
+
+    masks: Mapping[str, Mask]
+    loss: float
+    cost: float
+    status: str
+    gap: float
+
+
+@dataclass(frozen=True)
+class Knapsack:
+    """The problem of one model.
+
+    Attributes:
+        trace: the analysed model.
+        choices: the ways of each segment.
+        prices: what layers cost.
+    """
+
+    trace: Trace
+    choices: Sequence[SegmentChoices]
+    prices: Prices
+    _carried: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
+    _widths: dict[int, tuple[int, list[int]]] = field(default_factory=dict, repr=False)
+
+    def solve(self, budget: float, seconds: float, seed: int = 0) -> Chosen | None:
+        """The choice of least predicted loss whose predicted cost is within a budget.
+
+        Args:
+            budget: share of the unpruned model's cost.
+            seconds: time limit.
+            seed: for CP-SAT.
+
+        Returns:
+            The choice; None if not even the smallest one is within the budget.
+        """
+        return _Model(self).solved(budget, seconds, seed)
+
+    def carried(self, segment: int, base: int) -> float:
+        """What the operators that hand a segment's channels on cost with one of its bases."""
+        key = segment, base
+        if key not in self._carried:
+            choice = next(choice for choice in self.choices if choice.segment == segment)
+            share = float(choice.bases[base].mean())
+            self._carried[key] = self.prices.carried(self.trace.segments[segment], share)
+        return self._carried[key]
+
+    @cached_property
+    def readings(self) -> Mapping[str, tuple[Reading, ...]]:
+        """The ways of every consumer."""
+        return {name: ways for choice in self.choices for name, ways in choice.readings.items()}
+
+    @cached_property
+    def segment_of(self) -> Mapping[AxisKey, SegmentChoices]:
+        """The choices that decide how much is made on an axis."""
+        by_id = {choice.segment: choice for choice in self.choices}
+        found: dict[AxisKey, SegmentChoices] = {}
+        for segment in self.trace.segments:
+            if segment.id in by_id:
+                found.update(dict.fromkeys(segment.axes, by_id[segment.id]))
+        return found
+
+    @cached_property
+    def layers(self) -> Sequence[tuple[WeightUse, str | None, AxisKey | None]]:
+        """Every layer once: a use of its weight, its name if it is a consumer with choices, the axis that it makes."""
+        made = {use.node.index: use for use in self.trace.producers}
+        nodes: dict[int, tuple[WeightUse, str | None, AxisKey | None]] = {}
+        for name, consumer in self.trace.consumers.items():
+            producer = made.get(consumer.use.node.index)
+            axis = producer.tensor_axis if producer is not None else None
+            nodes[consumer.use.node.index] = (consumer.use, name if name in self.readings else None, axis)
+        for index, use in made.items():
+            nodes.setdefault(index, (use, None, use.tensor_axis))
+        return list(nodes.values())
+
+    def widths(self, use: WeightUse, axis: AxisKey | None) -> tuple[int, list[int]]:
+        """Channels that a layer makes unpruned, and for each base of the segment that decides."""
+        if use.node.index not in self._widths:
+            self._widths[use.node.index] = self._found_widths(use, axis)
+        return self._widths[use.node.index]
+
+    def _found_widths(self, use: WeightUse, axis: AxisKey | None) -> tuple[int, list[int]]:
+        if axis is None or axis not in self.segment_of:
+            out = next((name for name in use.node.outputs if name), "")
+            shape = self.trace.graph.shape(out) or ()
+            place = 1 if "Conv" in use.node.op_type else len(shape) - 1
+            full = shape[place] if shape and isinstance(shape[place], int) else 1
+            return int(full or 1), []
+        choice = self.segment_of[axis]
+        classes = self.trace.slots.axes[axis]
+        local = self._segment(choice).local(classes)
+        return int(local.size), [int(base[local].sum()) for base in choice.bases]
+
+    def _segment(self, choice: SegmentChoices) -> Segment:
+        return self.trace.segments[choice.segment]
+
+    def reads(self, use: WeightUse) -> int:
+        """Channels that a layer without choices reads."""
+        consumer = self.trace.consumers.get(use.node.name)
+        if consumer is not None:
+            return consumer.channels
+        shape = self.trace.graph.shape(use.node.inputs[0]) or ()
+        place = 1 if "Conv" in use.node.op_type else len(shape) - 1
+        return shape[place] if shape and isinstance(shape[place], int) else 1  # type: ignore[return-value]
+
+
+Priced = list[tuple[cp_model.IntVar, float]]
+"""Variables, and what each adds if it is 1."""
+
+
+class _Model:
+    """The program that is being built."""
+
+    def __init__(self, knapsack: Knapsack) -> None:
+        self.knapsack = knapsack
+        self.model = cp_model.CpModel()
+        self._bases: dict[int, list[cp_model.IntVar]] = {}
+        self._ways: dict[str, list[tuple[cp_model.IntVar, Reading]]] = {}
+        self._whole = 0.0
+        self._fixed = 0.0
+
+    def solved(self, budget: float, seconds: float, seed: int) -> Chosen | None:
+        """Build and solve."""
+        # Variables: for every segment one of its bases, for every consumer one of its ways.
+        costs: Priced = []
+        losses: Priced = []
+        for choice in self.knapsack.choices:
+            self._add_segment(choice, costs, losses)
+        for use, name, axis in self.knapsack.layers:
+            self._add_layer(use, name, axis, costs)
+
+        # Constraint: the cost, relative to that of choosing everything whole.
+        whole = self._fixed + self._whole
+        unit = _SCALE / max(whole, 1e-30)
+        self.model.add(
+            sum(round(unit * cost) * variable for variable, cost in costs) <= int(_SCALE * budget - unit * self._fixed)
+        )
+
+        # Objective: the loss.
+        worst = max((loss for _, loss in losses), default=1.0) or 1.0
+        scale = _SCALE / min(max(worst, 1e-9), _MOST_LOSS)
+        self.model.minimize(sum(round(scale * min(loss, _MOST_LOSS)) * variable for variable, loss in losses))
+
+        start = Greedy(self.knapsack).choice(budget)
+        if start is not None:
+            self._hint(start)
+        solver = cp_model.CpSolver()
+        solver.parameters.max_time_in_seconds = seconds
+        solver.parameters.max_deterministic_time = _EFFORT
+        solver.parameters.random_seed = seed
+        solver.parameters.num_workers = 1
+        solver.parameters.linearization_level = 2  # the relaxation is tight; clauses learnt from conflicts are no help
+        solver.parameters.cp_model_probing_level = 0
+        solver.parameters.symmetry_level = 0
+        solver.parameters.relative_gap_limit = _GAP
+        status = solver.solve(self.model)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None
+        masks = {
+            name: way.mask
+            for name, ways in self._ways.items()
+            for variable, way in ways
+            if solver.boolean_value(variable) and not way.mask.all()
+        }
+        cost = self._fixed + sum(price * solver.value(variable) for variable, price in costs)
+        found = solver.objective_value
+        gap = (found - solver.best_objective_bound) / found if found > 0 else 0.0
+        return Chosen(masks, found / scale, cost / whole, solver.status_name(status), max(gap, 0.0))
+
+    def _add_segment(
+        self,
+        choice: SegmentChoices,
+        costs: Priced,
+        losses: Priced,
+    ) -> None:
+        knapsack = self.knapsack
+        bases = [self.model.new_bool_var(f"segment {choice.segment} base {i}") for i in range(len(choice.bases))]
+        self._bases[choice.segment] = bases
+        self.model.add_exactly_one(bases)
+        carried = [knapsack.carried(choice.segment, index) for index in range(len(bases))]
+        costs += zip(bases, carried, strict=True)
+        self._whole += carried[0]
+        for name, ways in choice.readings.items():
+            consumer = knapsack.trace.consumers[name]
+            variables = [self.model.new_bool_var(f"{name} way {i}") for i in range(len(ways))]
+            for index, base in enumerate(bases):
+                inside = [v for v, way in zip(variables, ways, strict=True) if way.base == index]
+                self.model.add(sum(inside) == base)
+            self._ways[name] = list(zip(variables, ways, strict=True))
+            for variable, way in self._ways[name]:
+                losses.append((variable, way.loss))
+                emitted = int(choice.bases[way.base][consumer.slots].sum())
+                price = knapsack.prices.selection(consumer, emitted, way.kept)
+                if price:
+                    costs.append((variable, price))
+
+    def _add_layer(self, use: WeightUse, name: str | None, axis: AxisKey | None, costs: Priced) -> None:
+        """Price a layer, by what it reads and makes as far as there is a choice."""
+        knapsack, prices = self.knapsack, self.knapsack.prices
+        full, made = knapsack.widths(use, axis)
+        whole = knapsack.reads(use)
+        if name is None and not made:
+            self._fixed += prices.layer(use, whole, full)
+            return
+        self._whole += prices.layer(use, whole, full)
+        reads: dict[int, list[cp_model.IntVar]] = defaultdict(list)
+        for variable, way in self._ways[name] if name is not None else []:
+            reads[way.kept].append(variable)
+        columns: dict[int, list[cp_model.IntVar]] = defaultdict(list)
+        if made and axis is not None:
+            for width, base in zip(made, self._bases[knapsack.segment_of[axis].segment], strict=True):
+                columns[width].append(base)
+        if not reads:
+            costs += [(v, prices.layer(use, whole, width)) for width, group in columns.items() for v in group]
+        elif not columns:
+            costs += [(v, prices.layer(use, read, full)) for read, group in reads.items() for v in group]
+        else:
+            self._add_pairs(use, reads, columns, costs)
+
+    def _hint(self, start: State) -> None:
+        for segment, chosen in start.bases.items():
+            for index, variable in enumerate(self._bases[segment]):
+                self.model.add_hint(variable, index == chosen)
+        for name, chosen in start.ways.items():
+            for index, (variable, _) in enumerate(self._ways[name]):
+                self.model.add_hint(variable, index == chosen)
+
+    def _add_pairs(
+        self,
+        use: WeightUse,
+        reads: Mapping[int, list[cp_model.IntVar]],
+        makes: Mapping[int, list[cp_model.IntVar]],
+        costs: Priced,
+    ) -> None:
+        pairs = {(r, m): self.model.new_bool_var(f"{use.node.name} {r} to {m}") for r in reads for m in makes}
+        for read, group in reads.items():
+            self.model.add(sum(pairs[read, made] for made in makes) == sum(group))
+        for made, group in makes.items():
+            self.model.add(sum(pairs[read, made] for read in reads) == sum(group))
+        costs += [(variable, self.knapsack.prices.layer(use, *widths)) for widths, variable in pairs.items()]

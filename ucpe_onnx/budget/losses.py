@@ -1,0 +1,139 @@
+"""What it costs the network's output to drop channels: each layer's own error, times how much the output minds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+
+from ucpe_onnx.activations.layers import Layer, find_layers
+from ucpe_onnx.activations.statistics import Statistics
+from ucpe_onnx.analysis.criteria import FloatArray
+from ucpe_onnx.analysis.data_criteria import RemovalCurve, removal_curve
+from ucpe_onnx.analysis.trace import Trace
+from ucpe_onnx.compensation.alone import refit_alone
+from ucpe_onnx.compensation.error import output_errors
+from ucpe_onnx.compensation.weights import with_weights
+from ucpe_onnx.data import Dataset
+from ucpe_onnx.masked import masked_model
+from ucpe_onnx.masks import Mask
+from ucpe_onnx.runtime.session import RunOptions
+
+SAMPLES = 128
+"""Samples that outputs are compared on, for each layer."""
+
+_PROBED = 0.3
+"""Share of a consumer's channels that are dropped to see how much the output minds."""
+
+_AT_ONCE = 8
+"""Models that are compared in one go over the samples."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Prices of dropping channels.
+
+    Attributes:
+        trace: the analysed model.
+        statistics: what its consumers read.
+        layers: its layers by name.
+        weights: for each consumer what its relative output error is multiplied by; the products add up to the error of
+            the network's output, as far as small errors do.
+    """
+
+    trace: Trace
+    statistics: Statistics
+    layers: Mapping[str, Layer]
+    weights: Mapping[str, float]
+    _known: dict[str, RemovalCurve] = field(default_factory=dict, repr=False)
+
+    def curve(self, name: str, first: Mask | None = None) -> RemovalCurve:
+        """What dropping more and more channels of a consumer costs, after some that are to go first."""
+        if first is None and name in self._known:
+            return self._known[name]
+        curve = removal_curve(self.trace, name, self.statistics, self.layers, first)
+        priced = RemovalCurve(curve.order, curve.losses * self.weights[name])
+        if first is None:
+            self._known[name] = priced
+        return priced
+
+
+def measure_losses(
+    model: onnx.ModelProto,
+    trace: Trace,
+    statistics: Statistics,
+    dataset: Dataset | None,
+    *,
+    options: RunOptions,
+    progress: Callable[[float], None],
+) -> Losses:
+    """Find out how much the network's output minds an error of each consumer.
+
+    Some channels of one consumer at a time are dropped, the others refitted, and the outputs compared. Without samples
+    all consumers count alike.
+
+    Args:
+        model: the input model.
+        trace: its analysis.
+        statistics: what its consumers read.
+        dataset: samples; None if there are none.
+        options: how onnxruntime runs models.
+        progress: told the share that is done.
+    """
+    layers = find_layers(trace.graph)
+    names = [name for name, consumer in trace.consumers.items() if consumer.prunable.any()]
+    if dataset is None:
+        return Losses(trace, statistics, layers, dict.fromkeys(names, 1.0))
+    some = dataset.first(SAMPLES)
+    weights: dict[str, float] = {}
+    for start in range(0, len(names), _AT_ONCE):
+        progress(start / len(names))
+        probed, own = {}, {}
+        for name in names[start : start + _AT_ONCE]:
+            curve = removal_curve(trace, name, statistics, layers)
+            count = max(1, round(_PROBED * len(curve.order)))
+            if count < len(curve.order):
+                mask = dropped(trace, name, curve, count)
+                probed[name] = alone(model, trace, layers, statistics, {name: mask})
+                own[name] = float(curve.losses[count - 1])
+        errors = output_errors(model, probed, some, options)
+        weights.update({name: _weight(errors[name], own[name]) for name in probed})
+    usual = float(np.median(list(weights.values()))) if weights else 1.0
+    return Losses(trace, statistics, layers, {name: weights.get(name, usual) for name in names})
+
+
+def alone(
+    model: onnx.ModelProto,
+    trace: Trace,
+    layers: Mapping[str, Layer],
+    statistics: Statistics,
+    masks: Mapping[str, Mask],
+) -> onnx.ModelProto:
+    """The model with some consumers' channels dropped and these consumers refitted, each by itself."""
+    weights = {}
+    for name, mask in masks.items():
+        if name in layers and name in statistics.consumers:
+            weights.update(refit_alone(trace.graph, layers[name], mask, statistics.consumers[name]))
+    return masked_model(with_weights(model, weights), masks)
+
+
+def dropped(trace: Trace, name: str, curve: RemovalCurve, count: int) -> Mask:
+    """The mask of a consumer whose first ``count`` units have gone."""
+    mask = np.ones(trace.consumers[name].channels, dtype=bool)
+    for unit in curve.order[:count]:
+        mask[unit] = False
+    return mask
+
+
+def _weight(error: float, own: float) -> float:
+    """Bounded, so that a layer whose channels are all but superfluous does not get a weight from rounding errors."""
+    if not np.isfinite(error):
+        return 1.0
+    return float(np.clip(error / max(own, 1e-6), 1e-3, 1e3))
+
+
+def scaled(curve: RemovalCurve) -> FloatArray:
+    """Losses with a 0 in front, for no removal."""
+    return np.concatenate([[0.0], curve.losses])

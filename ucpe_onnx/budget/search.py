@@ -1,0 +1,90 @@
+"""Meet a budget as it is counted or measured, not as it is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ucpe_onnx.budget.knapsack import Chosen, Knapsack
+from ucpe_onnx.masks import Mask
+
+CLOSE = 0.02
+"""A budget counts as met within this share of it."""
+
+_MOST_TRIES = 6
+_SMALLEST = 0.02
+
+
+@dataclass(frozen=True)
+class Try:
+    """One look at a choice.
+
+    Attributes:
+        budget: what the choice was predicted to cost at most, over the unpruned model's cost.
+        reached: what it really costs, over that of the unpruned model.
+        chosen: the choice.
+    """
+
+    budget: float
+    reached: float
+    chosen: Chosen
+
+
+def meet(
+    knapsack: Knapsack,
+    target: float,
+    cost_of: Callable[[Mapping[str, Mask]], float],
+    *,
+    seconds: float,
+    seed: int = 0,
+) -> tuple[Try | None, tuple[Try, ...]]:
+    """Find a choice whose real cost is the target's, by correcting the predicted budget for what is found.
+
+    Args:
+        knapsack: the choices and their predicted costs.
+        target: share of the unpruned model's cost.
+        cost_of: the real cost of masks, over the unpruned model's.
+        seconds: time limit for each choice.
+        seed: for the solver.
+
+    Returns:
+        The look that met the target with least predicted loss, or came nearest to it; None if nothing could be chosen
+        at all. And all looks.
+    """
+    tries: list[Try] = []
+    budget = target
+    for _ in range(_MOST_TRIES):
+        chosen = knapsack.solve(budget, seconds, seed)
+        if chosen is None:
+            break
+        known = next((t for t in tries if same(t.chosen.masks, chosen.masks)), None)
+        reached = known.reached if known is not None else cost_of(chosen.masks)
+        tries.append(Try(budget, reached, chosen))
+        if abs(reached / target - 1) <= CLOSE:
+            break
+        budget = float(np.clip(_next(tries, target), _SMALLEST, 1.0))
+        if any(abs(t.budget - budget) < 1e-4 for t in tries):
+            break
+    if not tries:
+        return None, ()
+    met = [t for t in tries if t.reached <= target * (1 + CLOSE)]
+    best = min(met, key=lambda t: t.chosen.loss) if met else min(tries, key=lambda t: t.reached)
+    return best, tuple(tries)
+
+
+def _next(tries: list[Try], target: float) -> float:
+    """The predicted budget to try: between looks on both sides of the target, else in proportion."""
+    above = min((t for t in tries if t.reached > target), key=lambda t: t.reached, default=None)
+    below = max((t for t in tries if t.reached <= target), key=lambda t: t.reached, default=None)
+    if above is not None and below is not None and above.reached > below.reached:
+        share = (target - below.reached) / (above.reached - below.reached)
+        return below.budget + share * (above.budget - below.budget)
+    last = tries[-1]
+    return float(last.budget * (target / last.reached) ** (1.2 if len(tries) > 2 else 1.0))
+
+
+def same(one: Mapping[str, Mask], other: Mapping[str, Mask]) -> bool:
+    """Whether masks are equal."""
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
