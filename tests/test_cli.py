@@ -311,7 +311,8 @@ def test_every_flag_reaches_the_options(folder, monkeypatch):
         " --ignore b --ratio-for c=0.25 --lowering union --data d.npz --test-data t.npz --compensate"
         " --input-shapes x:[1,3,8,8] --providers cpu"
         " --threads 2 --opt-level basic --seed 7 --rtol 0.1 --atol 0.2 --solver-seconds 1.5 --bench-seconds 0.5"
-        " --max-ratio 0.6 --save-stats s.npz"
+        " --max-ratio 0.6 --save-stats s.npz --target-latency 0.7 --target-macs 0.7 --target-params 0.7"
+        " --max-accuracy-drop 1 --steps 2 --sensitivity"
         " --verify-each --dump-after prune-weights --measure --calibrate --allow-slower"
     )
     assert main(["in.onnx", "out.onnx", *flags.split()]) == 130

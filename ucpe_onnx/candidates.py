@@ -7,13 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import onnx
+
 from ucpe_onnx.analysis.criteria import FloatArray, score_consumers
 from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA, score_with_data
 from ucpe_onnx.analysis.select import Selection, select_masks
+from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.budget.stage import meet_budget
-from ucpe_onnx.compensation.weights import with_weights
+from ucpe_onnx.compensation.sequential import compensate
+from ucpe_onnx.compensation.weights import NewWeight, with_weights
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.job import Candidate, Job
+from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask, check_masks, load_masks
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import make_plan
@@ -46,7 +52,7 @@ def candidates(job: Job) -> Iterator[Candidate]:
         selection = Selection(
             options.ratio, options.scope, constrained, options.ignore, options.ratio_for, options.max_ratio
         )
-        masks = select_masks(job.traced, scores, selection)
+        masks = select_masks(job.traced, scores, selection) if options.steps == 1 else _in_steps(job, selection)
         plans = plans_for(job, masks, fill=constrained or options.mode == "auto", scores=scores)
         yield Candidate(mode, plans, asked_share(job, masks))
 
@@ -79,6 +85,51 @@ def plans_for(
     if all(simple[name].layout != plan.layout for plan in plans.values()):
         plans[name] = simple[name]
     return plans
+
+
+def _in_steps(job: Job, selection: Selection) -> dict[str, Mask]:
+    """Masks by an iterative schedule: what has gone stays gone, what is left is judged in the network as it is then.
+
+    Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section
+    3.4, with a least squares refit between the rounds for training.
+    """
+    options, model, traced = job.options, job.source.model, job.traced
+    masks: dict[str, Mask] = {}
+    for step in range(1, options.steps + 1):
+        share = step / options.steps
+        scores = score_with_data(traced, options.criterion, job.statistics_of(model, traced))
+        for name, mask in masks.items():
+            scores[name] = np.where(mask, scores[name], -np.inf)
+        grown = replace(
+            selection,
+            ratio=selection.ratio * share,
+            ratio_for=tuple((pattern, ratio * share) for pattern, ratio in selection.ratio_for),
+        )
+        masks = select_masks(job.traced, scores, grown)
+        if step < options.steps:
+            model = _refitted(job, masks)
+            traced = trace(model)
+    return masks
+
+
+def _refitted(job: Job, masks: Mapping[str, Mask]) -> onnx.ModelProto:
+    """The masked model, refitted unless that was refused."""
+    assert job.feeds.dataset is not None, "the options were checked"
+    weights = {}
+    if job.compensates:
+        with job.stages("compensate"):
+            batches = list(job.feeds.dataset.counted_batches())
+            found = compensate(
+                job.traced,
+                masks,
+                [feed for feed, _ in batches],
+                job.options.run_options(),
+                real=[count for _, count in batches],
+                source=job.feeds.dataset.source,
+                seed=job.options.seed,
+            )
+            weights = {name: NewWeight.of(value) for name, value in found.weights.items()}
+    return masked_model(with_weights(job.source.model, weights), masks)
 
 
 def _scores(job: Job) -> dict[str, FloatArray]:

@@ -177,6 +177,19 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="labelled samples to report accuracy on, likewise; nothing is fitted to them (default: those of --data)",
     )
     group.add_argument(
+        "--steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="choose masks in N rounds of growing ratio, each by what the network of the round before reads"
+        " (default %(default)s)",
+    )
+    group.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="report how much the outputs mind the loss of channels, segment by segment",
+    )
+    group.add_argument(
         "--save-stats",
         type=Path,
         metavar="FILE.npz",

@@ -13,6 +13,7 @@ import onnx
 from ucpe_onnx.activations.collector import collect
 from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.budget.sensitivity import sensitivity
 from ucpe_onnx.calibration import rates_for
 from ucpe_onnx.compensation.stage import absorbed_plan, repaired_plan
 from ucpe_onnx.compensation.weights import with_weights
@@ -34,6 +35,7 @@ from ucpe_onnx.report.budget import BudgetReport
 from ucpe_onnx.report.layouts import Rival, rivals
 from ucpe_onnx.report.report import Report, kept_share, segment_reports
 from ucpe_onnx.report.runtime import RuntimeComparison, compare_in_runtime
+from ucpe_onnx.report.sensitivity import SensitivityPoint
 from ucpe_onnx.report.stats import model_stats
 from ucpe_onnx.report.tuning import TuningStep
 from ucpe_onnx.runtime.accuracy import top1_accuracy
@@ -181,17 +183,35 @@ class Job:
         Raises:
             UsageError: there are none.
         """
+        return self.statistics_of(self.source.model, self.traced)
+
+    def statistics_of(self, model: onnx.ModelProto, traced: Trace) -> Statistics:
+        """What the consumers of a model with the same inputs read on the user's samples."""
         if self.feeds.dataset is None:
             raise UsageError(f"--criterion {self.options.criterion} needs samples: give them with --data")
         with self.stages("collect"):
             return collect(
-                self.source.model,
-                self.traced,
+                model,
+                traced,
                 self.feeds.dataset,
                 self.options.run_options(),
                 ranks=self.options.criterion == "hrank",
                 seed=self.options.seed,
                 progress=lambda share: self.stages.tell("collect", share),
+            )
+
+    def sensitivity(self) -> tuple[SensitivityPoint, ...]:
+        """How much the outputs mind the loss of channels, segment by segment."""
+        assert self.feeds.dataset is not None, "the options were checked"
+        statistics = self.statistics
+        with self.stages("sensitivity"):
+            return sensitivity(
+                self.source.model,
+                self.traced,
+                statistics,
+                self.feeds.dataset,
+                options=self.options.run_options(),
+                progress=lambda share: self.stages.tell("sensitivity", share),
             )
 
     def compensated(self, best: Result) -> Result:

@@ -24,6 +24,8 @@ SCOPES = ("local", "global")
 DUMPS = (ALL, *PASS_NAMES)
 """What ``dump_after`` may name."""
 
+_MOST_STEPS = 100
+
 _MOST_THREADS = 1024
 """onnxruntime starts as many as it is told, until the machine gives in."""
 
@@ -47,6 +49,9 @@ class Options:
         target_params: share of its parameters, likewise.
         max_accuracy_drop: points of top-1 accuracy, or without labels of agreement with the input, that may be lost on
             held-out samples of ``data``: the smallest latency that keeps to it is searched for.
+        steps: choose masks in so many rounds of growing ratio, each with the statistics of the network that the round
+            before has left; for criteria from data.
+        sensitivity: report how much the outputs mind the loss of channels, segment by segment.
         max_ratio: no consumer loses a larger share of its prunable channels, whatever ranks lowest; None: no limit.
         lowering: how consumers get their channels, a key of ``LOWERING_RULES``.
         data: samples to compensate and verify on, and with labels to report accuracy on; see :mod:`ucpe_onnx.data`.
@@ -84,6 +89,8 @@ class Options:
     target_macs: float | None = None
     target_params: float | None = None
     max_accuracy_drop: float | None = None
+    steps: int = 1
+    sensitivity: bool = False
     lowering: str = "auto"
     data: Any = None
     test_data: Any = None
@@ -130,6 +137,12 @@ class Options:
             raise UsageError("--masks and --plan exclude each other: a plan holds its own masks")
         if self.plan is not None and self.compensate:
             raise UsageError("--compensate and --plan exclude each other: a plan holds its own weights")
+        if not isinstance(self.steps, Integral) or not 1 <= self.steps <= _MOST_STEPS:
+            raise UsageError(f"--steps: {self.steps} is not a whole number from 1 to {_MOST_STEPS}")
+        if self.steps > 1 and (self.criterion not in DATA_CRITERIA or self.has_target):
+            raise UsageError("--steps goes with --ratio and a --criterion from data: others don't change on the way")
+        if self.sensitivity and self.data is None:
+            raise UsageError("--sensitivity needs samples: give them with --data")
         if self.save_stats is not None and self.data is None:
             raise UsageError("--save-stats needs samples: give them with --data")
         if self.criterion in DATA_CRITERIA and self.data is None and self.masks is None and self.plan is None:

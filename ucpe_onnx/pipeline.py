@@ -74,6 +74,8 @@ def _prune(model: ModelSource, chosen: Options, parking: Parking, stages: Stages
             break
     assert best is not None, "there is always a first candidate"
     best = job.compensated(best)
+    if chosen.sensitivity:
+        best = replace(best, report=replace(best.report, sensitivity=job.sensitivity()))
     if chosen.save_stats is not None:
         best = replace(best, statistics=job.statistics)
     if chosen.allow_slower and best.report.speed is not None and best.report.speed.slower:

@@ -12,6 +12,7 @@ from ucpe_onnx.report.html_segments import render_frozen, render_segments
 from ucpe_onnx.report.html_style import STYLE
 from ucpe_onnx.report.html_text import change, count, escape, milliseconds, plural, seconds, signed, size
 from ucpe_onnx.report.report import Report
+from ucpe_onnx.report.sensitivity import render_sensitivity
 from ucpe_onnx.report.svg import interval
 
 _MODES = {
@@ -45,6 +46,7 @@ def render_html(report: Report, plan: Plan) -> str:
             render_runtime(report),
             render_frozen(report),
             render_segments(report, plan),
+            render_sensitivity(report.sensitivity),
             _checks(report),
             _footer(report, plan),
         )

@@ -15,6 +15,7 @@ from ucpe_onnx.plan import Plan
 from ucpe_onnx.report.budget import BudgetReport
 from ucpe_onnx.report.layouts import Rival
 from ucpe_onnx.report.runtime import RuntimeComparison
+from ucpe_onnx.report.sensitivity import SensitivityPoint
 from ucpe_onnx.report.stats import ModelStats
 from ucpe_onnx.report.tuning import TuningStep
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
@@ -76,6 +77,7 @@ class Report:
         runtime: what onnxruntime made of the input and of the emitted model, None if that was not looked at.
         repair: what compensation did, None if there was none.
         budget: how a budget was met, None if there was none.
+        sensitivity: how much the outputs mind the loss of channels, if that was asked for.
     """
 
     source: str
@@ -96,6 +98,7 @@ class Report:
     runtime: RuntimeComparison | None = None
     repair: Repair | None = None
     budget: BudgetReport | None = None
+    sensitivity: tuple[SensitivityPoint, ...] = ()
 
     @property
     def speed(self) -> CandidateLatency | None:
@@ -142,6 +145,7 @@ class Report:
             "runtime": None if self.runtime is None else self.runtime.to_dict(),
             "compensation": None if self.repair is None else self.repair.to_dict(),
             "budget": None if self.budget is None else self.budget.to_dict(),
+            "sensitivity": [point.to_dict() for point in self.sensitivity],
             "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],
             "seconds": dict(self.seconds),
         }
