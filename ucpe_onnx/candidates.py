@@ -145,7 +145,7 @@ def _scores(job: Job) -> dict[str, FloatArray]:
 def _given_plan(job: Job, plan: str | os.PathLike[str] | Plan) -> Plan:
     loaded = plan if isinstance(plan, Plan) else Plan.load(plan)
     try:
-        with_weights(job.source.model, loaded.weights)
+        loaded.weighted(job.source.model)
         return check_plan(loaded, job.traced, job.source.sha256)
     except MaskError as error:
         raise MaskError(f"{'the plan' if loaded is plan else plan}: {error}") from error

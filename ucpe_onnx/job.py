@@ -16,7 +16,6 @@ from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.budget.sensitivity import sensitivity
 from ucpe_onnx.calibration import rates_for
 from ucpe_onnx.compensation.stage import absorbed_plan, repaired_plan
-from ucpe_onnx.compensation.weights import with_weights
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.feeds import Feeds
 from ucpe_onnx.io import check_model
@@ -262,7 +261,7 @@ class Job:
         """The input model with the plan's weights, and its analysis."""
         if not plan.weights:
             return self.source.model, self.traced
-        model = self.parking.park(with_weights(self.source.model, plan.weights))
+        model = self.parking.park(plan.weighted(self.source.model))
         return model, trace(model)
 
     def contest(self, trials: Sequence[Trial]) -> tuple[Trial, LatencyReport | None]:
@@ -286,7 +285,7 @@ class Job:
 
     def verify(self, emitted: onnx.ModelProto, plan: Plan) -> Verification:
         """Compare the emitted model with the masked model."""
-        weighted = with_weights(self.source.model, plan.weights)
+        weighted = plan.weighted(self.source.model)
         reference = self.parking.park(masked_model(weighted, plan.masks()))
         give_back()
         options = self.options

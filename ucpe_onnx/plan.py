@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
-from ucpe_onnx.compensation.weights import NewWeight
+from ucpe_onnx.compensation.weights import NewWeight, with_weights
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.io import write_text
 from ucpe_onnx.masks import Mask
@@ -104,6 +105,14 @@ class Plan:
     def masks(self) -> dict[str, Mask]:
         """The mask of every consumer that drops a channel."""
         return {name: c.mask() for name, c in self.consumers.items() if len(c.keep) < c.channels}
+
+    def weighted(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The input model with the plan's weights; itself if there are none.
+
+        Raises:
+            MaskError: the model has no such initializers.
+        """
+        return with_weights(model, self.weights)
 
     @property
     def predicted_us(self) -> float:

@@ -14,6 +14,8 @@ from ucpe_onnx.report.layouts import in_words
 from ucpe_onnx.report.report import Report, SegmentReport
 from ucpe_onnx.report.runtime import in_words as runtime_in_words
 
+_SENSITIVE = 5
+
 LARGE_LOSS = 10.0
 """Points of accuracy above which a loss is worth a warning."""
 
@@ -73,6 +75,8 @@ def _print_checks(report: Report, console: Console) -> None:
         console.print(budget_in_words(report.budget))
     if report.repair is not None:
         _print_repair(report.repair, console)
+    if report.sensitivity:
+        _print_sensitivity(report, console)
     if report.runtime is not None:
         console.print(runtime_in_words(report.runtime))
     if report.latency is not None:
@@ -96,6 +100,15 @@ def _print_repair(repair: Repair, console: Console) -> None:
         console.print(repair.note)
     for name, reason in list((repair.left or {}).items())[:3]:
         console.print(f"  {name} was not refitted: {reason}")
+
+
+def _print_sensitivity(report: Report, console: Console) -> None:
+    """The segments whose channels the outputs mind most."""
+    ratio = min((point.ratio for point in report.sensitivity), key=lambda ratio: abs(ratio - 0.25))
+    points = sorted((p for p in report.sensitivity if p.ratio == ratio), key=lambda p: -p.error)
+    console.print(f"most sensitive, error of the outputs with {ratio:.0%} of a segment's channels gone:")
+    for point in points[:_SENSITIVE]:
+        console.print(f"  segment {point.segment}, read by {_names(point.consumers)}: {point.error:.3g}")
 
 
 def _print_frozen(report: Report, console: Console) -> None:
