@@ -20,7 +20,7 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from models import ARCHITECTURES, build
+from models import ARCHITECTURES, DEEP, build
 from ucpe_onnx.analysis.criteria import score_consumers
 from ucpe_onnx.analysis.select import Selection, select_masks
 from ucpe_onnx.analysis.trace import trace
@@ -84,7 +84,7 @@ def main() -> None:
     for column in ("architecture", "MB", *STAGES, "sum", "published", "share", "peak / file"):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.architectures or ARCHITECTURES:
+        for name in args.architectures or (*ARCHITECTURES, *DEEP):
             file = Path(folder) / f"{name}.onnx"
             onnx.save(build(name), str(file))
             command = [sys.executable, "-m", "benchmarks.compile_time", "--file", str(file), "--ratio", str(args.ratio)]

@@ -14,7 +14,7 @@ from .bert import bert
 from .builder import Net
 from .convnext import convnext_tiny
 from .darknet import cspdarknet53, yolov8n
-from .densenet import densenet121
+from .densenet import densenet121, densenet201
 from .dla import dla34
 from .dpn import dpn68b
 from .efficientnet import efficientnet_b0, efficientnet_v2_s
@@ -24,7 +24,7 @@ from .googlenet import googlenet
 from .hrnet import hrnet_w18
 from .mobilenet import mnasnet1_0, mobilenet_v2, mobilenet_v3_large
 from .regnet import regnet_y_400mf
-from .resnet import resnet18, resnet20_cifar, resnet50, resnet50_gn, resnext50_32x4d, wide_resnet50_2
+from .resnet import resnet18, resnet20_cifar, resnet50, resnet50_gn, resnet152, resnext50_32x4d, wide_resnet50_2
 from .resnet_splits import res2net50_26w_4s, resnest14d
 from .shufflenet import shufflenet_v1_g3, shufflenet_v2_x1_0
 from .squeezenet import squeezenet1_0
@@ -154,6 +154,15 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 )
 
 
+DEEP: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "densenet201": Architecture(densenet201, 20_013_928, 224, "arXiv:1608.06993; torchvision densenet201"),
+        "resnet152": Architecture(resnet152, 60_192_808, 224, "arXiv:1512.03385; torchvision resnet152"),
+    }
+)
+"""Deeper siblings, on which the compiler's own time is measured: large, and like others to all that is tested."""
+
+
 def build(
     name: str,
     *,
@@ -167,7 +176,7 @@ def build(
     """Build an architecture with random weights.
 
     Args:
-        name: A key of `ARCHITECTURES`.
+        name: A key of `ARCHITECTURES` or `DEEP`.
         seed: Of the weights; the same arguments give the same bytes.
         opset: 13 to 22. Operators take the form that exporters emit at that opset.
         fold_bn: Fold every batch normalisation that follows a convolution into it; the function stays the same.
@@ -182,9 +191,9 @@ def build(
     Raises:
         ValueError: The name is unknown, the opset is out of range, or the architecture can't take the image size.
     """
-    if name not in ARCHITECTURES:
+    architecture = ARCHITECTURES.get(name) or DEEP.get(name)
+    if architecture is None:
         raise ValueError(f"unknown architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[name]
     size = architecture.image if image is None else image
     net = Net(
         name,

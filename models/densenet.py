@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .builder import Net
 from .emitter import Value
 
@@ -15,9 +17,17 @@ def densenet121(net: Net) -> Value:
     The normalisation comes before the convolution: only those after a convolution can be folded, conv0's and the
     first convolution's in each layer.
     """
+    return _network(net, (6, 12, 24, 16))
+
+
+def densenet201(net: Net) -> Value:
+    """Blocks of 6, 12, 48 and 32 layers."""
+    return _network(net, (6, 12, 48, 32))
+
+
+def _network(net: Net, depths: Sequence[int]) -> Value:
     x = net.conv_bn(net.input, "features.conv0", "features.norm0", 64, 7, stride=2)
     x = net.max_pool(net.relu(x, "features.relu0"), "features.pool0", 3, 2, padding=1)
-    depths = (6, 12, 24, 16)
     for index, depth in enumerate(depths, start=1):
         x = _dense_block(net, x, f"features.denseblock{index}", depth)
         if index < len(depths):

@@ -26,6 +26,11 @@ def resnet50(net: Net) -> Value:
     return _bottleneck_network(net, (3, 4, 6, 3), groups=1, width_per_group=64)
 
 
+def resnet152(net: Net) -> Value:
+    """Bottlenecks, 3, 8, 36 and 3 per stage."""
+    return _bottleneck_network(net, (3, 8, 36, 3), groups=1, width_per_group=64)
+
+
 def resnet50_gn(net: Net) -> Value:
     """ResNet-50 with normalisations over groups of channels, which no convolution can absorb."""
     return _bottleneck_network(net, (3, 4, 6, 3), groups=1, width_per_group=64, conv_norm=_conv_gn)

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from models import ARCHITECTURES, build, count_parameters
+from models import ARCHITECTURES, DEEP, build, count_parameters
 
 IMAGE = 64
 LENGTH = 48
@@ -76,6 +76,11 @@ def close(actual, expected, tolerance=1e-3):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_has_the_published_number_of_parameters(name):
     assert count_parameters(build(name)) == ARCHITECTURES[name].parameters
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_deep_ones_have_it_too(name):
+    assert count_parameters(build(name)) == DEEP[name].parameters
 
 
 @pytest.mark.parametrize(("name", "opset"), VARIANTS)

@@ -93,7 +93,7 @@ class _Maker:
         order = self._order()
         several = len(self.segment.consumers) > 1
         shrinks = not several or self.limits.mode != "unconstrained"
-        counts = self._counts(len(order)) if shrinks else [0]
+        counts = self._counts(self._bearable(order)) if shrinks else [0]
         bases: list[npt.NDArray[np.bool_]] = []
         readings: dict[str, list[Reading]] = {reader.name: [] for reader in self.readers}
         selects = several and self.limits.mode != "constrained"
@@ -109,7 +109,7 @@ class _Maker:
 
     def _order(self) -> npt.NDArray[np.int64]:
         """Slots that may disappear, those first that cost their consumers least in all."""
-        total = np.zeros(len(self.segment.classes))
+        total, place = np.zeros((2, len(self.segment.classes)))
         held = self.segment.frozen.copy()
         for name in self.segment.consumers:
             consumer = self.trace.consumers[name]
@@ -118,10 +118,27 @@ class _Maker:
                 continue
             curve = self.losses.curve(name)
             held[consumer.slots[~consumer.prunable]] = True
-            for unit, loss in zip(curve.order, curve.losses, strict=True):
+            for index, (unit, loss) in enumerate(zip(curve.order, curve.losses, strict=True)):
                 total[consumer.slots[unit[0]]] += loss
+                place[consumer.slots[unit[0]]] += index
         free = np.flatnonzero(~held)
-        return free[np.argsort(total[free], kind="stable")]
+        # What costs nothing, or everything, goes in the order of the curves too: a curve must begin with what goes.
+        return free[np.lexsort((place[free], total[free]))]
+
+    def _bearable(self, order: npt.NDArray[np.int64]) -> int:
+        """How many slots may go, in this order, so that no consumer loses more than it may, or all that it has."""
+        rank = np.full(len(self.segment.classes), len(order))
+        rank[order] = np.arange(len(order))
+        most = len(order)
+        for reader in self.readers:
+            ranks = np.sort(rank[reader.slots])
+            allowed = min(self._allowed(reader), reader.channels - 1)
+            most = min(most, int(ranks[allowed]))  # the first channel that has to stay
+        return most
+
+    def _allowed(self, reader: Consumer) -> int:
+        """How many channels a consumer may lose."""
+        return int(self.limits.most(reader.name) * reader.prunable.sum())
 
     def _counts(self, most: int) -> list[int]:
         """How many slots go: so that widths are multiples, from none to all but one multiple, evenly spread."""
@@ -135,7 +152,7 @@ class _Maker:
     def _ways(self, reader: Consumer, emitted: npt.NDArray[np.bool_], base: int, selects: bool) -> list[Reading]:
         """A consumer's ways with what is emitted: all of it and, if it may select, ever less; none if it loses more."""
         gone = ~emitted[reader.slots]
-        allowed = int(self.limits.most(reader.name) * reader.prunable.sum())
+        allowed = self._allowed(reader)
         if gone.sum() > allowed or gone.all():
             return []
         # A consumer alone loses channels in the order of its own curve: what goes first is its beginning.

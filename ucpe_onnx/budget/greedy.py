@@ -48,7 +48,7 @@ class Greedy:
         for choice in self.knapsack.choices:
             state.bases[choice.segment] = 0
             state.ways.update({name: _first(ways, 0) for name, ways in choice.readings.items()})
-        left = (1 - budget) * self._cost(state, None)
+        left = (1 - budget) * self.cost(state)
         while left > 0:
             best = min(self._steps(state), key=lambda step: step[0], default=None)
             if best is None:
@@ -56,6 +56,10 @@ class Greedy:
             _, saved, state = best
             left -= saved
         return state
+
+    def cost(self, state: State) -> float:
+        """What a choice costs, in the units of the prices."""
+        return self._cost(state, None)
 
     def _steps(self, state: State) -> Iterator[tuple[float, float, State]]:
         """For each possible step its loss over what it saves, what it saves, and where it leads."""
@@ -86,7 +90,7 @@ class Greedy:
 
     def _cost(self, state: State, around: SegmentChoices | None) -> float:
         """What all layers cost, or those around one segment."""
-        knapsack, total = self.knapsack, 0.0
+        knapsack, total = self.knapsack, self.knapsack.rest if around is None else 0.0
         for choice in knapsack.choices if around is None else [around]:
             base = choice.bases[state.bases[choice.segment]]
             total += knapsack.carried(choice.segment, state.bases[choice.segment])

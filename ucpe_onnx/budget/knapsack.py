@@ -41,7 +41,7 @@ class Chosen:
         loss: predicted.
         cost: predicted, over the unpruned model's.
         status: OPTIMAL or FEASIBLE.
-        gap: share of the loss that is not proven to be needed.
+        gap: share of the loss that is not proven to be needed, in [0, 1].
     """
 
     masks: Mapping[str, Mask]
@@ -85,9 +85,13 @@ class Knapsack:
         key = segment, base
         if key not in self._carried:
             choice = next(choice for choice in self.choices if choice.segment == segment)
-            share = float(choice.bases[base].mean())
-            self._carried[key] = self.prices.carried(self.trace.segments[segment], share)
+            self._carried[key] = self.prices.carried(self.trace.segments[segment], choice.bases[base])
         return self._carried[key]
+
+    @cached_property
+    def rest(self) -> float:
+        """What costs the same whatever is chosen, but for layers."""
+        return self.prices.rest({choice.segment for choice in self.choices})
 
     @cached_property
     def readings(self) -> Mapping[str, tuple[Reading, ...]]:
@@ -166,6 +170,7 @@ class _Model:
     def solved(self, budget: float, seconds: float, seed: int) -> Chosen | None:
         """Build and solve."""
         # Variables: for every segment one of its bases, for every consumer one of its ways.
+        self._fixed = self.knapsack.rest
         costs: Priced = []
         losses: Priced = []
         for choice in self.knapsack.choices:
@@ -185,7 +190,8 @@ class _Model:
         scale = _SCALE / min(max(worst, 1e-9), _MOST_LOSS)
         self.model.minimize(sum(round(scale * min(loss, _MOST_LOSS)) * variable for variable, loss in losses))
 
-        start = Greedy(self.knapsack).choice(budget)
+        greedy = Greedy(self.knapsack)
+        start = greedy.choice(budget)
         if start is not None:
             self._hint(start)
         solver = cp_model.CpSolver()
@@ -198,18 +204,19 @@ class _Model:
         solver.parameters.symmetry_level = 0
         solver.parameters.relative_gap_limit = _GAP
         status = solver.solve(self.model)
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            ways = [way for ways in self._ways.values() for variable, way in ways if solver.boolean_value(variable)]
+            cost = self._fixed + sum(price * solver.value(variable) for variable, price in costs)
+        elif start is not None:  # no time was left to find even that
+            ways = [self._ways[name][index][1] for name, index in start.ways.items()]
+            cost = greedy.cost(start)
+        else:
             return None
-        masks = {
-            name: way.mask
-            for name, ways in self._ways.items()
-            for variable, way in ways
-            if solver.boolean_value(variable) and not way.mask.all()
-        }
-        cost = self._fixed + sum(price * solver.value(variable) for variable, price in costs)
-        found = solver.objective_value
+        masks = {name: way.mask for name, way in zip(self._ways, ways, strict=True) if not way.mask.all()}
+        found = sum(round(scale * min(way.loss, _MOST_LOSS)) for way in ways)
         gap = (found - solver.best_objective_bound) / found if found > 0 else 0.0
-        return Chosen(masks, found / scale, cost / whole, solver.status_name(status), max(gap, 0.0))
+        name = "OPTIMAL" if status == cp_model.OPTIMAL else "FEASIBLE"
+        return Chosen(masks, found / scale, cost / max(whole, 1e-30), name, min(max(gap, 0.0), 1.0))
 
     def _add_segment(
         self,

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.slots import AxisKey
+from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
+from ucpe_onnx.bounds import all_tensors
 from ucpe_onnx.planning.cost import Costs
 
 _NOMINAL = 28
+"""Length assumed for an axis that is dynamic, unless it is the first: that counts samples."""
+
+_SECOND_FACTOR = {
+    **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"), 1),
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft::QGemm"), 3),
+}
+"""What :func:`ucpe_onnx.report.stats.count_macs` counts, and the input that holds the other factor."""
+
+_QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+Emitted: TypeAlias = npt.NDArray[np.bool_]
 
 
 class Prices(Protocol):
@@ -24,16 +40,19 @@ class Prices(Protocol):
     def layer(self, use: WeightUse, read: int, made: int) -> float:
         """A layer that reads and makes so many channels."""
 
-    def carried(self, segment: Segment, share: float) -> float:
-        """The operators that hand a segment's channels on, if this share of them is left."""
+    def carried(self, segment: Segment, emitted: Emitted) -> float:
+        """What hands a segment's channels on, if these of its slots are left, shape (slots,)."""
 
     def selection(self, consumer: Consumer, emitted: int, kept: int) -> float:
         """What it costs a consumer to select what it keeps from what is emitted."""
 
+    def rest(self, chosen: Collection[int]) -> float:
+        """What is neither a layer nor handed on in one of these segments, and costs what it does whatever goes."""
+
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-accumulates or parameters.
+    """Multiply-accumulates or parameters, as :mod:`ucpe_onnx.report.stats` counts them.
 
     Attributes:
         trace: the analysed model.
@@ -44,34 +63,101 @@ class Work:
     parameters: bool = False
 
     def layer(self, use: WeightUse, read: int, made: int) -> float:
-        """Of a layer with a weight (C_out, C_in / groups, K...): the elements, times output positions."""
-        graph = self.trace.graph
-        weight = graph.shape(use.weight) or ()
-        out = next((name for name in use.node.outputs if name), "")
-        shape = [d if isinstance(d, int) else _NOMINAL for d in graph.shape(out) or ()]
-        convolution = "Conv" in use.node.op_type
-        taps = math.prod(d if isinstance(d, int) else 1 for d in weight[2:]) if convolution else 1
-        elements = read * made * taps / max(use.groups, 1)
-        if self.parameters:
-            return elements + made
-        return elements * math.prod(shape[2:] if convolution else shape[1:-1])
+        """In proportion to both; a bias is not the layer's, but goes with the channels that it is added to."""
+        consumer, maker = self.trace.consumers.get(use.node.name), self._makers.get(use.node.index)
+        cost = float(self._elements(use.weight) if self.parameters else self._operations(use.node))
+        if consumer is not None:
+            cost *= read / max(consumer.channels, 1)
+        return cost if maker is None else cost * made / max(self.trace.slots.axes[maker.tensor_axis].size, 1)
 
-    def carried(self, segment: Segment, share: float) -> float:
-        """Of depthwise convolutions."""
-        return share * sum(self._depthwise(node) for node in carriers(self.trace, segment))
+    def carried(self, segment: Segment, emitted: Emitted) -> float:
+        """Of depthwise convolutions and their like; or of all constants with an entry for each channel."""
+        return math.fsum(cost * float(emitted[slots].mean()) for cost, slots in self._shares(segment))
 
     def selection(self, consumer: Consumer, emitted: int, kept: int) -> float:
         """None."""
         return 0.0
 
-    def _depthwise(self, node: Node) -> float:
-        if node.op_type != "Conv":
-            return 0.0
-        weight = self.trace.graph.shape(node.inputs[1]) or ()
-        out = self.trace.graph.shape(node.outputs[0]) or ()
-        elements = math.prod(d if isinstance(d, int) else 1 for d in weight)
-        positions = math.prod(d if isinstance(d, int) else _NOMINAL for d in out[2:])
-        return float(elements if self.parameters else elements * positions)
+    def rest(self, chosen: Collection[int]) -> float:
+        """What the model costs, less what is accounted for."""
+        graph = self.trace.graph
+        uses = {**self._makers, **{c.use.node.index: c.use for c in self.trace.consumers.values()}}
+        if self.parameters:
+            known = math.fsum(self._elements(use.weight) for use in uses.values())
+            stored = (math.prod(t.dims) for t in all_tensors(graph.model) if holds_weights(t))
+            total = float(sum(stored))
+        else:
+            known = math.fsum(self._operations(use.node) for use in uses.values())
+            total = math.fsum(self._operations(node) for node in graph.nodes)
+        segments = (self.trace.segments[number] for number in chosen)
+        return total - known - math.fsum(cost for segment in segments for cost, _ in self._shares(segment))
+
+    @cached_property
+    def _makers(self) -> dict[int, WeightUse]:
+        return {use.node.index: use for use in self.trace.producers}
+
+    def _shares(self, segment: Segment) -> list[tuple[float, IntArray]]:
+        """What is there for a segment's channels, with the slots that it is proportional to."""
+        if segment.id not in self._known_shares:
+            self._known_shares[segment.id] = list(
+                self._constants(segment) if self.parameters else self._depthwise(segment)
+            )
+        return self._known_shares[segment.id]
+
+    @cached_property
+    def _known_shares(self) -> dict[int, list[tuple[float, IntArray]]]:
+        return {}
+
+    def _depthwise(self, segment: Segment) -> Iterator[tuple[float, IntArray]]:
+        for node in carriers(self.trace, segment):
+            cost = float(self._operations(node))
+            if cost:
+                yield cost, self._slots(segment, _axis_of(self.trace, segment, node))
+
+    def _constants(self, segment: Segment) -> Iterator[tuple[float, IntArray]]:
+        weights = {use.weight for use in self._makers.values()}
+        weights |= {consumer.use.weight for consumer in self.trace.consumers.values()}
+        for axis in segment.axes:
+            if isinstance(axis[0], tuple):
+                node, place = axis[0]
+                name = self.trace.graph.nodes[node].inputs[place]
+                if name not in weights:
+                    weights.add(name)
+                    yield float(self._elements(name)), self._slots(segment, axis)
+
+    def _slots(self, segment: Segment, axis: AxisKey) -> IntArray:
+        return segment.local(self.trace.slots.axes[axis])
+
+    def _elements(self, constant: str) -> int:
+        value = self.trace.graph.value(constant)
+        if value is None:
+            return 0
+        counts = value.dtype.kind == "f" or (value.dtype.itemsize == 1 and value.ndim > 1)
+        return value.size if counts else 0
+
+    def _operations(self, node: Node) -> int:
+        """Multiply-accumulates for one sample."""
+        if node.op_type not in _SECOND_FACTOR:
+            return 0
+        graph = self.trace.graph
+        data, weight, out = (
+            _lengths(graph.shape(name) or ())
+            for name in (node.inputs[0], node.inputs[_SECOND_FACTOR[node.op_type]], node.outputs[0])
+        )
+        if not data or not weight:
+            return 0
+        if "Conv" in node.op_type:
+            return math.prod(data if node.op_type == "ConvTranspose" else out) * math.prod(weight[1:])
+        return math.prod(out) * (data[0] if node.attributes.get("transA") else data[-1])
+
+
+def holds_weights(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor's elements count as parameters."""
+    return tensor.data_type in _FLOATS or (tensor.data_type in _QUANTISED and len(tensor.dims) > 1)
+
+
+def _lengths(shape: Sequence[int | str | None]) -> list[int]:
+    return [d if isinstance(d, int) else _NOMINAL if place else 1 for place, d in enumerate(shape)]
 
 
 @dataclass(frozen=True)
@@ -92,14 +178,14 @@ class Time:
         """By the rates of onnxruntime's kernels."""
         return float(self.costs.layer_us(use, np.array([read]), np.array([made]))[0])
 
-    def carried(self, segment: Segment, share: float) -> float:
+    def carried(self, segment: Segment, emitted: Emitted) -> float:
         """By the rates, too."""
         trace, total = self.costs.trace, 0.0
         if segment.id not in self._carriers:
             self._carriers[segment.id] = carriers(trace, segment)
         for node in self._carriers[segment.id]:
             axis = _axis_of(trace, segment, node)
-            width = max(1, round(share * trace.slots.axes[axis].size))
+            width = max(1, int(emitted[segment.local(trace.slots.axes[axis])].sum()))
             total += float(self.costs.carries_us(node, axis, np.array([width]))[0])
         return total
 
@@ -111,6 +197,11 @@ class Time:
         each = self.costs.bytes(str(tensor), axis)
         reorders = sum(self.costs.reorder_us(str(tensor), float(width * each)) for width in (emitted, kept))
         return self.costs.gather_us(float(kept * each), kept) + reorders
+
+    def rest(self, chosen: Collection[int]) -> float:
+        """Of the operators that hand on what nothing goes from."""
+        others = (segment for segment in self.costs.trace.segments if segment.id not in chosen)
+        return sum(self.carried(segment, np.ones(len(segment.classes), dtype=bool)) for segment in others)
 
 
 def carriers(trace: Trace, segment: Segment) -> list[Node]:

@@ -9,9 +9,7 @@ import numpy as np
 
 from ucpe_onnx.budget.knapsack import Chosen, Knapsack
 from ucpe_onnx.masks import Mask
-
-CLOSE = 0.02
-"""A budget counts as met within this share of it."""
+from ucpe_onnx.report.budget import CLOSE
 
 _MOST_TRIES = 6
 _SMALLEST = 0.02
@@ -76,8 +74,8 @@ def meet(
 
 def _next(tries: list[Try], target: float) -> float:
     """The predicted budget to try: between looks on both sides of the target, else in proportion."""
-    above = min((t for t in tries if t.reached > target), key=lambda t: t.reached, default=None)
-    below = max((t for t in tries if t.reached <= target), key=lambda t: t.reached, default=None)
+    above = min((t for t in tries if t.reached > target), key=lambda t: (t.reached, t.budget), default=None)
+    below = max((t for t in tries if t.reached <= target), key=lambda t: (t.reached, t.budget), default=None)
     if above is not None and below is not None and above.reached > below.reached:
         share = (target - below.reached) / (above.reached - below.reached)
         return below.budget + share * (above.budget - below.budget)

@@ -17,7 +17,7 @@ from ucpe_onnx.budget.prices import Prices, Time, Work
 from ucpe_onnx.budget.search import Try, meet
 from ucpe_onnx.compensation.stage import repaired_plan
 from ucpe_onnx.compensation.weights import with_weights
-from ucpe_onnx.errors import ModelError, UsageError
+from ucpe_onnx.errors import DataError, ModelError, UsageError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
@@ -71,6 +71,8 @@ def meet_budget(job: Job) -> Met:
 
     Raises:
         UsageError: nothing can be pruned, or not so much.
+        DataError: samples are too few to hold some out.
+        ModelError: nothing keeps to the accuracy that was asked for, or operations can't be counted.
     """
     options = job.options
     if options.max_accuracy_drop is not None:
@@ -119,6 +121,14 @@ class _Search:
     def for_accuracy(self, drop: float) -> Met:
         """The tightest target that loses no more than so many points, judged on samples that are held out."""
         job, kind = self._job, "latency" if self._job.options.bench_seconds else "macs"
+        dataset = job.feeds.dataset
+        assert dataset is not None, "the options were checked"
+        if not all(part.samples for part in dataset.split(_HELD_OUT)):
+            raise DataError(
+                f"{dataset.source}: every {_HELD_OUT}th sample is held out to judge accuracy on; give at least"
+                f" {_HELD_OUT} samples, as that many feeds if it is feeds, for --max-accuracy-drop"
+            )
+        self._knapsack(kind)  # raises if there is nothing to choose from, which no larger target changes
         low, high = _TIGHTEST, 1.0
         found: Met | None = None
         for look in range(_LOOKS):
@@ -167,8 +177,8 @@ class _Search:
                 choices = choices_for(job.traced, self._losses, limits)
             if not any(len(choice.bases) > 1 or _selects(choice.readings) for choice in choices):
                 raise UsageError(
-                    f"--target-{kind}: nothing of {job.source.label} can be pruned;"
-                    " `python -m ucpe_onnx.inspect MODEL` tells why"
+                    f"{job.source.label}: there is nothing to choose from, since no layer may lose enough channels;"
+                    " `python -m ucpe_onnx.inspect MODEL` tells which are frozen, and why"
                 )
             self._knapsacks[kind] = Knapsack(job.traced, choices, self._prices(kind))
         return self._knapsacks[kind]

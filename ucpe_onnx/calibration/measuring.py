@@ -44,7 +44,7 @@ def calibrate(
     *,
     precision: str = "float32",
     progress: Progress | None = None,
-    seconds: float = 20.0,
+    seconds: float = 17.0,
     timer: Timer = time_graphs,
     profiler: Profiler = profile_graphs,
     store: bool = True,
@@ -58,7 +58,7 @@ def calibrate(
         run_options: provider, threads and optimisation level to calibrate for.
         precision: of the convolutions, ``float32`` or ``int8``.
         progress: told the share that is done.
-        seconds: how long it may take.
+        seconds: how long it may take; imports and the last fits come on top.
         timer: times the graphs.
         profiler: times the kernels of graphs.
         store: keep the rates in the user's cache, for :func:`ucpe_onnx.calibration.load_rates`.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+CLOSE = 0.02
+"""A budget counts as met within this share of it."""
+
 _UNITS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
 
 
@@ -41,8 +44,9 @@ class BudgetReport:
 
 def in_words(budget: BudgetReport) -> str:
     """What was asked for, and what came of it."""
+    missed = " (not met: nothing nearer was found)" if budget.reached > budget.target * (1 + CLOSE) else ""
     lost = "" if budget.points_lost is None else f", {budget.points_lost:.1f} points lost on samples held out"
     return (
-        f"target {budget.target:.3g} of the input's {_UNITS[budget.kind]}: {budget.reached:.3f} reached in"
+        f"target {budget.target:.3g} of the input's {_UNITS[budget.kind]}: {budget.reached:.3f} reached{missed} in"
         f" {len(budget.looks)} {'look' if len(budget.looks) == 1 else 'looks'}{lost}"
     )
