@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.report.accuracy_reports import BUDGET, POINTS, REPAIR
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.report import html_text, svg
 from ucpe_onnx.report.html import render_html
@@ -176,6 +177,19 @@ def test_segments_show_readers_lowerings_order_and_reasons() -> None:
         assert text in parsed.text
     assert 'd="M1 .5h2"' in page  # conv_a keeps slots 1 and 0, emitted second and third
     assert 'd="M0 .5h1m1 0h1"' in page  # conv_b keeps slots 2 and 0
+
+
+def test_what_was_done_for_accuracy() -> None:
+    _, page = render(small_plan(), budget=BUDGET, repair=REPAIR, sensitivity=POINTS)
+    for text in ("Target 0.7 of the input's latency: 0.708 reached in 2 looks", "1.2 points lost", "0.660", "0.750"):
+        assert text in page.text
+    for text in ("256 samples", "0.47 with zeros alone, 0.012 with refitted weights", "a<b", "weights stay", "others"):
+        assert text in page.text
+    assert "25.0% gone" in page.text and "0.75" in page.text and "(-5.0)" in page.text
+    _, page = render(small_plan(), repair=replace(REPAIR, plain=None, repaired=None, taken=False, note="not so: why"))
+    assert "Not so: why" in page.text and "zeros alone" not in page.text
+    _, page = render(small_plan())
+    assert not {"Budget", "Compensation", "Sensitivity"} & set(page.text.split())
 
 
 def test_nothing_is_loaded_and_no_script_runs() -> None:

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.models_small import branches, latency, wide
+from tests.report.accuracy_reports import BUDGET, POINTS, REPAIR
 from ucpe_onnx import prune
 from ucpe_onnx.report.report import Report
 from ucpe_onnx.report.summary import print_summary
@@ -54,6 +55,19 @@ def test_unknown_and_empty_numbers(report):
     text = printed(replace(report, before=before, after=replace(after, macs=2_500_000)))
     assert cells(text, "MACs")[1:] == ["2.50 G", "2.5 M", "-99.9%"]
     assert cells(text, "file")[1:3] == ["6.00 MiB", "2.0 KiB"]
+
+
+def test_what_was_done_for_accuracy(report):
+    text = printed(replace(report, budget=BUDGET, repair=REPAIR, sensitivity=POINTS), width=200)
+    assert "target 0.7 of the input's latency: 0.708 reached in 2 looks, 1.2 points lost on samples held out" in text
+    assert "compensated: 2 layers refitted to 256 samples, error of the outputs 0.47 -> 0.012" in text
+    assert "shared was not refitted: its weight is read by others" in text
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("most sensitive"))
+    assert [line.split()[1] for line in lines[start + 1 : start + 3]] == ["3,", "1,"], "the worst first"
+    refused = replace(REPAIR, taken=False, note="not compensated: no better", layers=(), left={})
+    text = printed(replace(report, repair=refused), width=200)
+    assert "not compensated: no better" in text and "refitted" not in text
 
 
 def test_copies_are_named(report):

@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.report.html_layouts import render_layouts
+from ucpe_onnx.report.html_repair import render_budget, render_repair
 from ucpe_onnx.report.html_runtime import render_runtime
 from ucpe_onnx.report.html_segments import render_frozen, render_segments
 from ucpe_onnx.report.html_style import STYLE
@@ -46,6 +47,8 @@ def render_html(report: Report, plan: Plan) -> str:
             render_runtime(report),
             render_frozen(report),
             render_segments(report, plan),
+            render_budget(report),
+            render_repair(report),
             render_sensitivity(report.sensitivity),
             _checks(report),
             _footer(report, plan),
@@ -142,7 +145,7 @@ def _accuracy(report: Report) -> str:
         f"{after:.1%}",
         f"was {before:.1%}",
         f'<span class="{css}">{signed(f"{points:+.1f}")} points</span>',
-        "on the samples of <code>--data</code>",
+        "on the labelled samples",
     )
 
 
