@@ -297,3 +297,56 @@ def test_broken_callable(loader, body, expected):
 
 def test_missing_module(loader):
     assert "no_loader:make: can't import no_loader (ModuleNotFoundError" in refused("no_loader:make")
+
+
+# Parts of the samples
+
+
+def values(data):
+    return [feed["x"][:, 0].tolist() for feed in data.batches()]
+
+
+def test_first_samples(tmp_path):
+    data = load_data(npz(tmp_path, x=samples(10), labels=np.arange(10)), [spec()])
+    some = data.first(4)
+    assert some.samples == 4 and some.labels.tolist() == [0, 1, 2, 3] and values(some) == [[0.0, 3.0, 6.0, 9.0]]
+    assert data.first(100).samples == 10 and data.samples == 10
+    assert data.first(4).first(2).samples == 2
+
+
+def test_first_feeds_stay_whole():
+    feeds = [{"x": samples(count), "labels": np.full(count, count)} for count in (3, 4, 2)]
+    data = load_data(feeds, [spec()])
+    assert [data.first(count).counts for count in (1, 3, 4, 7, 8)] == [(3,), (3,), (3, 4), (3, 4), (3, 4, 2)]
+    some = data.first(4)
+    assert some.samples == 7 and sizes(some) == [3, 4] and some.labels.tolist() == [3] * 3 + [4] * 4
+
+
+def test_first_of_a_fixed_batch():
+    data = load_data({"x": samples(10)}, [spec(shape=(4, 3))])
+    some = data.first(6)
+    assert [(len(feed["x"]), real) for feed, real in some.counted_batches()] == [(4, 4), (4, 2)]
+
+
+def test_split(tmp_path):
+    data = load_data(npz(tmp_path, x=samples(9), labels=np.arange(9)), [spec()])
+    most, some = data.split(4)
+    assert most.labels.tolist() == [0, 1, 2, 4, 5, 6, 8] and some.labels.tolist() == [3, 7]
+    assert values(some) == [[9.0, 21.0]] and most.samples + some.samples == 9
+    most, some = load_data({"x": samples(3)}, [spec()]).split(4)
+    assert (most.samples, some.samples) == (3, 0) and some.labels is None and values(some) == []
+
+
+def test_split_of_feeds_by_feeds():
+    data = load_data([{"x": samples(count), "labels": np.full(count, count)} for count in (3, 5, 2, 4, 1)], [spec()])
+    most, some = data.split(2)
+    assert (most.counts, some.counts) == ((3, 2, 1), (5, 4))
+    assert sizes(some) == [5, 4] and some.labels.tolist() == [5] * 5 + [4] * 4
+    assert load_data([{"x": samples(8)}], [spec()]).split(2)[1].samples == 0
+
+
+def test_split_of_feeds_that_cannot_be_cut():
+    feeds = [{"x": samples(2), "y": samples(3) + i} for i in range(4)]
+    data = load_data(feeds, [spec(), spec("y")])
+    most, some = data.split(2)
+    assert [feed["y"][0, 0] for feed in some.batches()] == [1.0, 3.0] and len(most.parts) == 2

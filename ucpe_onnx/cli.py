@@ -360,6 +360,10 @@ def _not_faster(args: argparse.Namespace, report: Report) -> str:
         advice = f"no channel may be pruned, python -m ucpe_onnx.inspect {args.input} tells why"
     elif args.masks or args.plan:
         advice = "prune more, or pass --allow-slower"
+    elif args.target_macs or args.target_params:
+        advice = "choose a smaller target, skip the measurement with --bench-seconds 0, or pass --allow-slower"
+    elif args.target_latency or args.max_accuracy_drop is not None:
+        advice = "choose another target, or pass --allow-slower"
     else:
         advice = "raise --ratio, or pass --allow-slower"
     if speed.faster:

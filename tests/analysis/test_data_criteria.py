@@ -322,3 +322,62 @@ def test_units_of_very_unequal_lengths_count_as_independent(monkeypatch: pytest.
     costs = score_with_data(traced, "variance", statistics)["fc"][::4]
     scores = score_with_data(traced, "reconstruction", statistics)["fc"][::4]
     assert np.allclose(scores[np.argsort(costs)], np.cumsum(np.sort(costs)) / costs.sum())
+
+
+def joint_errors(matrix: Array, features: Array, width: int, order: list[int]) -> Array:
+    """Errors of explicit refits after each removal, over that of removing everything."""
+    units = np.arange(features.shape[1]).reshape(-1, width)
+    kept = [[f for u in range(len(units)) if u not in order[: n + 1] for f in units[u]] for n in range(len(order))]
+    return np.array([refitted_error(matrix, features, k) for k in kept]) / refitted_error(matrix, features, [])
+
+
+@pytest.mark.parametrize("first", [[4], [5, 1], [0, 2, 3]])
+def test_what_is_to_go_goes_first(first: list[int]) -> None:
+    traced, statistics = gathered(convolutions(), normal(8, 3, 5, 5))
+    curve = removal_curve(traced, "read", statistics, first=np.isin(np.arange(6), first))
+    order = [int(unit[0]) for unit in curve.order]
+    assert sorted(order[: len(first)]) == sorted(first) and sorted(order) == list(range(6))
+    matrix = np.asarray(traced.graph.value(traced.consumers["read"].use.weight), np.float64).reshape(8, -1)
+    features = damped_rows(statistics.consumers["read"])
+    assert np.allclose(curve.losses, joint_errors(matrix, features, 9, order))
+    for step in range(len(first), 5):  # and then always the cheapest
+        others = (joint_errors(matrix, features, 9, [*order[:step], u])[-1] for u in order[step:])
+        assert curve.losses[step] == pytest.approx(min(others))
+
+
+def test_first_across_groups() -> None:
+    traced, statistics = gathered(convolutions(groups=2), normal(8, 3, 5, 5))
+    curve = removal_curve(traced, "read", statistics, first=np.isin(np.arange(6), [1, 5]))
+    order = [int(unit[0]) for unit in curve.order]
+    assert sorted(order[:2]) == [1, 5]
+    weight = np.asarray(traced.graph.value(traced.consumers["read"].use.weight), np.float64).reshape(2, 4, -1)
+    matrix, features = np.zeros((8, 54)), np.zeros((54, 54))
+    for group in range(2):
+        columns = slice(27 * group, 27 * group + 27)
+        matrix[4 * group : 4 * group + 4, columns] = weight[group]
+        features[columns, columns] = damped_rows(statistics.consumers["read"], group)
+    assert np.allclose(curve.losses, joint_errors(matrix, features, 9, order))
+
+
+def test_first_goes_by_whole_units_and_leaves_frozen_ones() -> None:
+    traced, statistics = gathered(flattened(), normal(7, 3, 2, 2))
+    curve = removal_curve(traced, "fc", statistics, first=np.arange(16) == 9)
+    assert curve.order[0].tolist() == [8, 9, 10, 11]
+    net = Net()
+    x = net.input("x", ("N", 3, 5, 5))
+    a = net.op("Concat", x, net.op("Relu", net.conv(x, 5, 3)), axis=1)
+    traced, statistics = gathered(net.output(net.conv(a, 6, 3, name="read")).model(), normal(8, 3, 5, 5))
+    curve = removal_curve(traced, "read", statistics, first=np.isin(np.arange(8), [0, 6]))
+    assert curve.order[0].tolist() == [6] and len(curve.order) == 5
+
+
+@pytest.mark.parametrize("lost", [("gram", "feature_mean"), ()])
+def test_first_without_moments(lost: tuple[str, ...]) -> None:
+    traced, statistics = gathered(convolutions(), normal(8, 3, 5, 5))
+    fewer = without(statistics, "read", *lost)
+    usual = removal_curve(traced, "read", fewer)
+    last = int(usual.order[-1][0])
+    curve = removal_curve(traced, "read", fewer, first=np.arange(6) == last)
+    assert [int(unit[0]) for unit in curve.order] == [last, *(int(unit[0]) for unit in usual.order[:-1])]
+    assert curve.losses[-1] == pytest.approx(1.0)
+    assert curve.losses[0] == pytest.approx(usual.losses[-1] - usual.losses[-2])  # nobody stands in for another

@@ -155,3 +155,29 @@ def test_slot_scores_scale_every_reader_to_mean_1() -> None:
 
 def test_a_name_with_brackets_matches_itself() -> None:
     assert matches("conv[0]", "conv[0]") and matches("conv1", "conv[0-9]") and not matches("conv1", "conv[0]")
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("most", [0.0, 0.25, 0.5, 0.9])
+def test_nobody_loses_more_than_the_largest_share(scope: str, constrained: bool, most: float) -> None:
+    scores = random_scores()
+    scores["e"] *= 1e-3  # without a limit all of e would go first
+    masks = select_masks(TRACE, scores, Selection(0.5, scope, constrained, most=most))
+    lost = dropped(masks)
+    assert all(count <= most * READERS[name] for name, count in lost.items())
+    if scope == "local":
+        assert lost == {name: int(min(0.5, most) * n) for name, n in READERS.items() if int(min(0.5, most) * n)}
+    elif not constrained:
+        assert lost.get("e", 0) == int(most * 8)
+    if scope == "global" and most == 0.9:
+        slots = {"b": 12, "e": 8} if constrained else READERS  # slots of a segment count once
+        assert sum(lost.get(name, 0) for name in slots) == int(0.5 * sum(slots.values()))
+
+
+def test_what_may_not_go_is_made_up_for_elsewhere() -> None:
+    scores = random_scores()
+    scores["e"] *= 1e-3
+    free, capped = (dropped(select_masks(TRACE, scores, Selection(0.4, "global", most=m))) for m in (None, 0.5))
+    assert free["e"] == 7 and capped["e"] == 4
+    assert sum(capped.values()) == int(0.4 * sum(READERS.values()))

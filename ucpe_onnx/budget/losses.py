@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,12 @@ _PROBED = 0.3
 
 _AT_ONCE = 8
 """Models that are compared in one go over the samples."""
+
+_LEAST_OWN = 1e-6
+"""Of a consumer's own error: less is rounding."""
+
+_APART = 1e3
+"""Weights are at most so many times the median, and at least that part of it."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,8 @@ def measure_losses(
                 probed[name] = alone(model, trace, layers, statistics, {name: mask})
                 own[name] = float(curve.losses[count - 1])
         errors = output_errors(model, probed, some, options)
-        weights.update({name: _weight(errors[name], own[name]) for name in probed})
-    usual = float(np.median(list(weights.values()))) if weights else 1.0
-    return Losses(trace, statistics, layers, {name: weights.get(name, usual) for name in names})
+        weights.update({name: errors[name] / max(own[name], _LEAST_OWN) for name in probed})
+    return Losses(trace, statistics, layers, _bounded(weights, names))
 
 
 def alone(
@@ -127,11 +132,18 @@ def dropped(trace: Trace, name: str, curve: RemovalCurve, count: int) -> Mask:
     return mask
 
 
-def _weight(error: float, own: float) -> float:
-    """Bounded, so that a layer whose channels are all but superfluous does not get a weight from rounding errors."""
-    if not np.isfinite(error):
-        return 1.0
-    return float(np.clip(error / max(own, 1e-6), 1e-3, 1e3))
+def _bounded(weights: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    """Weights not too far from the usual one, which those that are not known get.
+
+    So that a layer does not count for nothing, or alone, since its channels are superfluous but for rounding errors.
+    """
+    finite = [weight for weight in weights.values() if np.isfinite(weight)]
+    usual = (float(np.median(finite)) if finite else 1.0) or 1.0
+    known = {name: weights.get(name, np.nan) for name in names}
+    return {
+        name: usual if np.isnan(weight) else float(np.clip(weight, usual / _APART, usual * _APART))
+        for name, weight in known.items()
+    }
 
 
 def scaled(curve: RemovalCurve) -> FloatArray:

@@ -46,7 +46,7 @@ _LOOKS = 5
 
 _TIGHTEST = 0.2
 _HELD_OUT = 4
-"""Every so-manieth sample judges accuracy while a target is searched for, and nothing is fitted to it."""
+"""Every so-manieth sample judges accuracy while a target is searched for, and no weight is fitted to it."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ class Report:
 
     Attributes:
         source: the input model's path or name.
-        mode: ``unconstrained`` or ``constrained`` for chosen masks, ``masks`` or ``plan`` for given ones.
+        mode: ``unconstrained`` or ``constrained`` for chosen masks (``auto`` if a budget chose from both), ``masks`` or
+            ``plan`` for given ones.
         layout: the lowering that was fastest: the one that was asked for, ``measured``, or the one it had to beat.
         before: the input model in numbers.
         after: the emitted model in numbers.
