@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tests.builders import Net, feeds_for, run
-from ucpe_onnx import ModelError, masked_model, parked, pipeline, prune
+from ucpe_onnx import ModelError, job, masked_model, parked, prune
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.io import check_model, load_model, save_model
 from ucpe_onnx.parked import Parking, complete, has_parked, is_parked, tensor_value
@@ -81,7 +81,7 @@ def test_nothing_stays_behind_when_a_run_fails(parking, monkeypatch):
         assert os.listdir(parking)
         raise ModelError("no")
 
-    monkeypatch.setattr(pipeline, "verify", fail)
+    monkeypatch.setattr(job, "verify", fail)
     with pytest.raises(ModelError, match="no"):
         prune(layers(), bench_seconds=0)
     assert os.listdir(parking) == []

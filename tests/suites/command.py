@@ -60,7 +60,8 @@ def _compared(folder: Path) -> str:
     model, emitted = load_model(folder / "in.onnx"), onnx.load(folder / "out.onnx")
     for node, name in zip(model.graph.node, node_names(model.graph.node), strict=True):
         node.name = name  # onnxruntime loads no model with a name twice
-    reference = masked_model(model, Plan.load(folder / "plan.json").masks())
+    plan = Plan.load(folder / "plan.json")
+    reference = masked_model(plan.weighted(model), plan.masks())
     feed = find_feeds(model, seed=7)
     wanted = run_model(reference, feed)
     problem = differences(run_model(emitted, feed), wanted)
