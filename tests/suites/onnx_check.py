@@ -82,7 +82,9 @@ def _check_ratio(case: Case, ratio: float, feed: Feed, expected: tuple[Any, ...]
         wanted = run_model(case.model, feed) if expected is None else expected
         problem = differences(run_model(emitted, feed), wanted, rtol=case.rtol, atol=case.atol)
         return Outcome(DEFECT, problem) if problem else Outcome(WHOLE)
-    problem = changed_interface(emitted, case.model) or _unlike_masked(result.plan.weighted(case.model), emitted, masks, feed)
+    problem = changed_interface(emitted, case.model) or _unlike_masked(
+        result.plan.weighted(case.model), emitted, masks, feed
+    )
     return Outcome(DEFECT, problem) if problem else Outcome(PRUNED)
 
 
