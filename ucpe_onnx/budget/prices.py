@@ -10,7 +10,6 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
@@ -18,18 +17,10 @@ from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
 from ucpe_onnx.bounds import all_tensors
 from ucpe_onnx.planning.cost import Costs
+from ucpe_onnx.report.stats import SECOND_FACTOR, holds_weights
 
 _NOMINAL = 28
 """Length assumed for an axis that is dynamic, unless it is the first: that counts samples."""
-
-_SECOND_FACTOR = {
-    **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"), 1),
-    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft::QGemm"), 3),
-}
-"""What :func:`ucpe_onnx.report.stats.count_macs` counts, and the input that holds the other factor."""
-
-_QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 Emitted: TypeAlias = npt.NDArray[np.bool_]
 
@@ -137,23 +128,18 @@ class Work:
 
     def _operations(self, node: Node) -> int:
         """Multiply-accumulates for one sample."""
-        if node.op_type not in _SECOND_FACTOR:
+        if node.op_type not in SECOND_FACTOR:
             return 0
         graph = self.trace.graph
         data, weight, out = (
             _lengths(graph.shape(name) or ())
-            for name in (node.inputs[0], node.inputs[_SECOND_FACTOR[node.op_type]], node.outputs[0])
+            for name in (node.inputs[0], node.inputs[SECOND_FACTOR[node.op_type]], node.outputs[0])
         )
         if not data or not weight:
             return 0
         if "Conv" in node.op_type:
             return math.prod(data if node.op_type == "ConvTranspose" else out) * math.prod(weight[1:])
         return math.prod(out) * (data[0] if node.attributes.get("transA") else data[-1])
-
-
-def holds_weights(tensor: onnx.TensorProto) -> bool:
-    """Whether a tensor's elements count as parameters."""
-    return tensor.data_type in _FLOATS or (tensor.data_type in _QUANTISED and len(tensor.dims) > 1)
 
 
 def _lengths(shape: Sequence[int | str | None]) -> list[int]:

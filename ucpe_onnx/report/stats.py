@@ -16,7 +16,7 @@ from ucpe_onnx.wire import model_size
 COPIES = ("Gather", "Slice", "Split", "Concat", "Pad")
 """Operators that only select or move channels."""
 
-_WEIGHT_INPUT = {
+SECOND_FACTOR = {
     **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"), 1),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft::QGemm"), 3),
 }
@@ -65,7 +65,7 @@ def model_stats(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
     graph = model.graph
     operators = [node.op_type for node in graph.node]
     return ModelStats(
-        parameters=sum(math.prod(t.dims) for t in all_tensors(model) if _holds_weights(t)),
+        parameters=sum(math.prod(t.dims) for t in all_tensors(model) if holds_weights(t)),
         macs=count_macs(model, shapes),
         bytes=model_size(model),
         nodes=len(operators),
@@ -73,7 +73,8 @@ def model_stats(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
     )
 
 
-def _holds_weights(tensor: onnx.TensorProto) -> bool:
+def holds_weights(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor's elements count as parameters."""
     return tensor.data_type in _FLOATS or (tensor.data_type in _QUANTISED and len(tensor.dims) > 1)
 
 
@@ -82,9 +83,9 @@ def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     view = GraphView(model, shapes)
     total = 0
     for node in view.nodes:
-        if node.op_type not in _WEIGHT_INPUT:
+        if node.op_type not in SECOND_FACTOR:
             continue
-        names = (node.inputs[0], node.inputs[_WEIGHT_INPUT[node.op_type]], node.outputs[0])
+        names = (node.inputs[0], node.inputs[SECOND_FACTOR[node.op_type]], node.outputs[0])
         data, weight, out = (view.shape(name) for name in names)
         if data is None or weight is None or out is None:
             return None
