@@ -26,7 +26,7 @@ from rich.console import Console
 
 from benchmarks.lowerings_floor import free_if_selections_are, profile
 from benchmarks.lowerings_models import DEFAULT, PRECISIONS, load
-from benchmarks.lowerings_table import OURS, markdown
+from benchmarks.lowerings_table import OURS, PREDICTED, markdown
 from benchmarks.lowerings_variants import VARIANTS, Built, Case
 from ucpe_onnx.analysis.criteria import score_consumers
 from ucpe_onnx.analysis.select import Selection, select_masks
@@ -128,11 +128,11 @@ def measure_case(ratio: float, case: Case, args: argparse.Namespace) -> Row:
         "reloads": args.reloads,
         "variants": entries,
     }
-    twin = entries.get(OURS, {}).get("same_as", OURS)
-    if twin in built:
-        row["solver"] = solver_facts(built[twin].plan)
-        if args.floor and case.options.providers[0] == "CPUExecutionProvider":
-            row["floor"] = floor(case, built[twin])
+    predicted, ours = (built.get(entries.get(name, {}).get("same_as", name)) for name in (PREDICTED, OURS))
+    if predicted is not None:
+        row["solver"] = solver_facts(predicted.plan)
+    if ours is not None and args.floor and case.options.providers[0] == "CPUExecutionProvider":
+        row["floor"] = floor(case, ours)
     return row
 
 

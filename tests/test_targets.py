@@ -144,6 +144,18 @@ def test_accuracy(labelled: bool) -> None:
     assert f"{budget.points_lost:.1f} points lost on samples held out" in told(result)
 
 
+def test_samples_that_judge_are_fitted_to_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out samples a thousand times as large would spoil every statistic that they got into."""
+    samples = data()["x"].copy()
+    samples[3::4] *= 1e3
+    clean = data()["x"].copy()
+    clean[3::4] = 0
+    monkeypatch.setattr(stage, "output_agreement", lambda *_: 1.0)
+    chosen = [run(max_accuracy_drop=10, data={"x": x}, compensate=False).plan.masks() for x in (samples, clean)]
+    assert chosen[0].keys() == chosen[1].keys()
+    assert all(np.array_equal(mask, chosen[1][name]) for name, mask in chosen[0].items())
+
+
 def test_more_may_go_if_more_may_be_lost() -> None:
     reached = [shares(run(max_accuracy_drop=drop, data=data()))[0] for drop in (0, 99)]
     assert reached[0] >= reached[1] and reached[1] < 0.35

@@ -26,8 +26,12 @@ from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.checks import check_plan
 from ucpe_onnx.tuning import Tuner
 
-SIMPLE = ("union", "gather", "slice")
-"""Lowerings of which the best has to be beaten."""
+COPYING = ("gather", "slice")
+"""Lowerings for all consumers of which the better has to be beaten, and so has ``union``.
+
+Zero weights are measured whatever is predicted of them: they trade arithmetic for copies, and how dear copies are
+depends on what else is in the caches.
+"""
 
 
 def candidates(job: Job) -> Iterator[Candidate]:
@@ -66,7 +70,7 @@ def asked_share(job: Job, masks: Mapping[str, Mask]) -> float:
 def plans_for(
     job: Job, masks: Mapping[str, Mask], *, fill: bool, scores: Mapping[str, FloatArray] | None = None
 ) -> dict[str, Plan]:
-    """The plan that was asked for, and what it has to beat: the best of those with one lowering for all."""
+    """The plan that was asked for, and what it has to beat: zero weights, and the better way to copy, for all."""
     options = job.options
     with job.stages("plan"):
         settings = job.settings(fill=fill)
@@ -80,10 +84,12 @@ def plans_for(
             plans = {"measured": tuned, **plans} if any(step.taken for step in steps) else plans
             job.steps[:] = steps
     with job.stages("plan"):
-        simple = {name: make_plan(job.traced, masks, replace(settings, lowering=name), scores) for name in SIMPLE}
-    name = min(simple, key=lambda name: simple[name].predicted_us)
-    if all(simple[name].layout != plan.layout for plan in plans.values()):
-        plans[name] = simple[name]
+        simple = {
+            name: make_plan(job.traced, masks, replace(settings, lowering=name), scores) for name in ("union", *COPYING)
+        }
+    for name in ("union", min(COPYING, key=lambda name: simple[name].predicted_us)):
+        if all(simple[name].layout != plan.layout for plan in plans.values()):
+            plans[name] = simple[name]
     return plans
 
 
@@ -97,7 +103,7 @@ def _in_steps(job: Job, selection: Selection) -> dict[str, Mask]:
     masks: dict[str, Mask] = {}
     for step in range(1, options.steps + 1):
         share = step / options.steps
-        scores = score_with_data(traced, options.criterion, job.statistics_of(model, traced))
+        scores = score_with_data(traced, options.criterion, job.statistics_of(job.feeds.dataset, model, traced))
         for name, mask in masks.items():
             scores[name] = np.where(mask, scores[name], -np.inf)
         grown = replace(

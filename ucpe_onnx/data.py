@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,13 +113,14 @@ class Dataset:
         return replace(self, parts=tuple(parts), counts=tuple(counts), samples=sum(counts), labels=labels)
 
 
-def load_data(source: Any, specs: Sequence[InputSpec]) -> Dataset:
+def load_data(source: Any, specs: Sequence[InputSpec], where: str = "the data") -> Dataset:
     """Read sample data for a model.
 
     Args:
         source: a path or ``module:callable`` as ``--data`` takes it, a mapping of names to arrays of all samples,
             an iterable of feeds (dicts), or an object with ``get_next()`` that returns feeds and then None.
         specs: the inputs of the model, from ``runtime.session.input_specs``.
+        where: what messages call a source that is no path.
 
     Returns:
         The checked samples.
@@ -130,19 +131,42 @@ def load_data(source: Any, specs: Sequence[InputSpec]) -> Dataset:
     if isinstance(source, Dataset):
         return source
     if not isinstance(source, str | os.PathLike):
-        return _from_object(source, specs, "the data")
+        return _from_object(source, specs, where)
     text = os.fspath(source)
     path = Path(text)
     if path.is_dir():
         return _dataset(_read_zoo(path, specs), specs, text, whole=True)
     if path.suffix == ".npz":
         return _dataset([_read_npz(path)], specs, text, whole=False)
+    with _working_directory_importable():
+        return _from_object(_named(text), specs, text)
+
+
+def stream_data(source: Any, specs: Sequence[InputSpec]) -> Iterator[Dataset]:
+    """Read feeds one at a time, each as a set of samples of its own: there may be more than fit in memory.
+
+    Args:
+        source: ``module:callable``, or a callable, that returns an iterable of feeds (dicts).
+        specs: the inputs of the model.
+
+    Raises:
+        DataError: the source can't be read, or a feed does not fit the inputs.
+    """
+    where = source if isinstance(source, str) else "the data"
+    with _working_directory_importable():
+        made = _named(source) if isinstance(source, str) else _called(source, where)
+        for index, item in enumerate(_feeds(made, where)):
+            yield _dataset([item], specs, f"{where}, item {index}", whole=True)
+
+
+def _named(text: str) -> Any:
+    """What ``module:callable`` returns."""
     match = re.fullmatch(r"([A-Za-z_][\w.]*):([A-Za-z_][\w.]*)", text)
     if match is None:
+        path = Path(text)
         problem = f"can't read a {path.suffix or 'nameless'} file" if path.exists() else "no such file or directory"
         raise DataError(f"{text}: {problem}; give {FORMS}")
-    with _working_directory_importable():
-        return _from_object(_call(text, match[1], match[2]), specs, text)
+    return _call(text, match[1], match[2])
 
 
 def _from_object(source: Any, specs: Sequence[InputSpec], where: str) -> Dataset:
@@ -150,20 +174,25 @@ def _from_object(source: Any, specs: Sequence[InputSpec], where: str) -> Dataset
         return source
     if isinstance(source, Mapping):
         return _dataset([dict(source)], specs, where, whole=False)
+    return _dataset(list(_feeds(source, where)), specs, where, whole=True)
+
+
+def _feeds(source: Any, where: str) -> Iterator[dict[str, Any]]:
+    """The feeds of an iterable or a calibration reader, one by one."""
     if hasattr(source, "get_next"):
         source = iter(source.get_next, None)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | np.ndarray):
         raise DataError(f"{where}: is a {type(source).__name__}; give an iterable of dicts of input name to array")
+    index = 0
     try:
-        items = list(source)
+        for index, item in enumerate(source):
+            if not isinstance(item, Mapping):
+                raise DataError(f"{where}: item {index} is a {type(item).__name__}; yield dicts of input name to array")
+            yield dict(item)
     except UcpeError:
         raise
     except Exception as error:  # the user's code may raise anything
         raise DataError(f"{where}: raised {_reason(error)} while it was read; fix the loader") from error
-    for index, item in enumerate(items):
-        if not isinstance(item, Mapping):
-            raise DataError(f"{where}: item {index} is a {type(item).__name__}; yield dicts of input name to array")
-    return _dataset([dict(item) for item in items], specs, where, whole=True)
 
 
 def _call(text: str, module_name: str, attribute: str) -> Any:
@@ -177,10 +206,12 @@ def _call(text: str, module_name: str, attribute: str) -> Any:
         raise DataError(f"{text}: module {module_name} has no {attribute!r}; name a function of it") from error
     except Exception as error:  # the user's module may raise anything
         raise DataError(f"{text}: importing {module_name} raised {_reason(error)}; fix the module") from error
-    if not callable(target):
-        return target
+    return _called(target, text) if callable(target) else target
+
+
+def _called(function: Callable[[], Any], text: str) -> Any:
     try:
-        return target()
+        return function()
     except Exception as error:  # the user's function may raise anything
         raise DataError(f"{text}: raised {_reason(error)}; it is called without arguments") from error
 

@@ -16,6 +16,7 @@ from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.budget.sensitivity import sensitivity
 from ucpe_onnx.calibration import rates_for
 from ucpe_onnx.compensation.stage import absorbed_plan, repaired_plan
+from ucpe_onnx.data import Dataset
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.feeds import Feeds
 from ucpe_onnx.io import check_model
@@ -182,17 +183,19 @@ class Job:
         Raises:
             UsageError: there are none.
         """
-        return self.statistics_of(self.source.model, self.traced)
+        return self.statistics_of(self.feeds.dataset)
 
-    def statistics_of(self, model: onnx.ModelProto, traced: Trace) -> Statistics:
-        """What the consumers of a model with the same inputs read on the user's samples."""
-        if self.feeds.dataset is None:
+    def statistics_of(
+        self, dataset: Dataset | None, model: onnx.ModelProto | None = None, traced: Trace | None = None
+    ) -> Statistics:
+        """What the consumers of the input model, or of another one with the same inputs, read on samples."""
+        if dataset is None:
             raise UsageError(f"--criterion {self.options.criterion} needs samples: give them with --data")
         with self.stages("collect"):
             return collect(
-                model,
-                traced,
-                self.feeds.dataset,
+                self.source.model if model is None else model,
+                self.traced if traced is None else traced,
+                dataset,
                 self.options.run_options(),
                 ranks=self.options.criterion == "hrank",
                 seed=self.options.seed,

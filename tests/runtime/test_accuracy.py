@@ -61,6 +61,16 @@ def test_labels_must_be_class_ids():
         top1_accuracy(make_session(CLASSIFIER), dataset(LABELS.astype(np.float32)))
 
 
+@pytest.mark.parametrize(
+    ("labels", "strange"), [((1, 2, 3, 2, 1), "sample 2 .* is 3"), ((0, 1, 2, 1, -1), "sample 4 .* is -1")]
+)
+def test_labels_must_be_classes_of_the_model(labels, strange):
+    with pytest.raises(
+        DataError, match=f"the label of {strange}, but the model knows classes 0 to 2; give labels that"
+    ):
+        top1_accuracy(make_session(CLASSIFIER), dataset(np.array(labels)))
+
+
 def test_output_agreement_needs_no_labels():
     swapped = make_session(linear(np.eye(3, dtype=np.float32)[[1, 0, 2]]))
     assert output_agreement(swapped, make_session(CLASSIFIER), dataset(None)) == pytest.approx(0.4)

@@ -17,6 +17,7 @@ from ucpe_onnx.budget.prices import Prices, Time, Work
 from ucpe_onnx.budget.search import Try, meet
 from ucpe_onnx.compensation.stage import repaired_plan
 from ucpe_onnx.compensation.weights import with_weights
+from ucpe_onnx.data import Dataset
 from ucpe_onnx.errors import DataError, ModelError, UsageError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
@@ -46,7 +47,7 @@ _LOOKS = 5
 
 _TIGHTEST = 0.2
 _HELD_OUT = 4
-"""Every so-manieth sample judges accuracy while a target is searched for, and no weight is fitted to it."""
+"""Every so-manieth sample judges accuracy while a target is searched for, and nothing is fitted to it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,13 @@ class _Search:
     def __init__(self, job: Job) -> None:
         self._job = job
         dataset = job.feeds.dataset
-        statistics = Statistics({}, 0) if dataset is None else job.statistics
+        if dataset is None:
+            statistics = Statistics({}, 0)
+        elif job.options.max_accuracy_drop is not None:
+            dataset, _ = self._split(dataset)
+            statistics = job.statistics_of(dataset)
+        else:
+            statistics = job.statistics
         with job.stages("score"):
             self._losses: Losses = measure_losses(
                 job.source.model,
@@ -121,13 +128,6 @@ class _Search:
     def for_accuracy(self, drop: float) -> Met:
         """The tightest target that loses no more than so many points, judged on samples that are held out."""
         job, kind = self._job, "latency" if self._job.options.bench_seconds else "macs"
-        dataset = job.feeds.dataset
-        assert dataset is not None, "the options were checked"
-        if not all(part.samples for part in dataset.split(_HELD_OUT)):
-            raise DataError(
-                f"{dataset.source}: every {_HELD_OUT}th sample is held out to judge accuracy on; give at least"
-                f" {_HELD_OUT} samples, as that many feeds if it is feeds, for --max-accuracy-drop"
-            )
         self._knapsack(kind)  # raises if there is nothing to choose from, which no larger target changes
         low, high = _TIGHTEST, 1.0
         found: Met | None = None
@@ -151,15 +151,26 @@ class _Search:
             )
         return found
 
+    @staticmethod
+    def _split(dataset: Dataset) -> tuple[Dataset, Dataset]:
+        """The samples that everything is fitted to, and those that accuracy is judged on."""
+        fitted, judged = dataset.split(_HELD_OUT)
+        if not fitted.samples or not judged.samples:
+            raise DataError(
+                f"{dataset.source}: every {_HELD_OUT}th sample is held out to judge accuracy on; give at least"
+                f" {_HELD_OUT} samples, as that many feeds if it is feeds, for --max-accuracy-drop"
+            )
+        return fitted, judged
+
     def _points_lost(self, met: Met) -> float:
         """Points of top-1 accuracy, or of agreement with the original, on held-out samples after compensation."""
         job = self._job
         assert job.feeds.dataset is not None, "the options were checked"
-        fitted, judged = job.feeds.dataset.split(_HELD_OUT)
+        fitted, judged = self._split(job.feeds.dataset)
         options = job.options.run_options()
         with job.stages("accuracy"):
             plan = self._plan(met.masks, met.lowering, fill=met.fill)
-            if job.compensates and fitted.samples:
+            if job.compensates:
                 plan, _ = repaired_plan(job.source.model, job.traced, plan, fitted, options, seed=job.options.seed)
             pruned = as_session(masked_model(with_weights(job.source.model, plan.weights), plan.masks()), options)
             original = as_session(job.source.model, options)

@@ -21,11 +21,19 @@ def top1_accuracy(session: Session, dataset: Dataset, batch_size: int = 32) -> f
         batch_size: most samples in a run, if the model leaves its batch axis open.
 
     Raises:
-        DataError: the dataset has no labels or none that are class ids, or the model has no such output.
+        DataError: the dataset has no labels, none that are class ids or one that is no class of the model, or the model
+            has no such output.
         ModelError: the model can't be run.
     """
     labels = _class_ids(dataset)
-    predicted = predicted_classes(session, dataset, batch_size)
+    predicted, classes = _predictions(session, dataset, batch_size)
+    strange = (labels < 0) | (labels >= classes)
+    if strange.any():
+        sample = int(np.argmax(strange))
+        raise DataError(
+            f"{dataset.source}: the label of sample {sample} (counted from 0) is {labels[sample]}, but the model knows"
+            f" classes 0 to {classes - 1}; give labels that count as the model's output does, or leave them out"
+        )
     return float(np.mean(predicted == labels))
 
 
@@ -54,7 +62,12 @@ def predicted_classes(session: Session, dataset: Dataset, batch_size: int = 32) 
         DataError: the model has no output of shape (samples, classes).
         ModelError: the model can't be run.
     """
-    found = []
+    return _predictions(session, dataset, batch_size)[0]
+
+
+def _predictions(session: Session, dataset: Dataset, batch_size: int) -> tuple[Array, int]:
+    """The most likely class of every sample, and how many classes there are."""
+    found, classes = [], 0
     for feed, real in dataset.counted_batches(batch_size):
         outputs = run(session, feed)
         fed = dataset.batch or real
@@ -67,7 +80,8 @@ def predicted_classes(session: Session, dataset: Dataset, batch_size: int = 32) 
                 f" {shapes}; leave labels out, or measure with a metric of your own"
             )
         found.append(scores.argmax(axis=-1)[:real])
-    return np.concatenate(found)
+        classes = scores.shape[-1]
+    return np.concatenate(found), classes
 
 
 def _class_ids(dataset: Dataset) -> Array:
