@@ -22,7 +22,10 @@ from ucpe_onnx.masks import Mask
 from ucpe_onnx.runtime.session import RunOptions
 
 SAMPLES = 128
-"""Samples that outputs are compared on, for each layer."""
+"""Samples that outputs are compared on, for each layer ..."""
+
+_FEWEST, _MOST_WORK = 32, 5e11
+"""... but not so many that this takes more multiply-accumulates in all, nor fewer than so many."""
 
 _PROBED = 0.3
 """Share of a consumer's channels that are dropped to see how much the output minds."""
@@ -74,6 +77,7 @@ def measure_losses(
     *,
     options: RunOptions,
     progress: Callable[[float], None],
+    macs: int | None = None,
 ) -> Losses:
     """Find out how much the network's output minds an error of each consumer.
 
@@ -87,12 +91,14 @@ def measure_losses(
         dataset: samples; None if there are none.
         options: how onnxruntime runs models.
         progress: told the share that is done.
+        macs: multiply-accumulates for one sample; None if they are not known.
     """
     layers = find_layers(trace.graph)
     names = [name for name, consumer in trace.consumers.items() if consumer.prunable.any()]
     if dataset is None:
         return Losses(trace, statistics, layers, dict.fromkeys(names, 1.0))
-    some = dataset.first(SAMPLES)
+    affordable = _MOST_WORK / max((macs or 0) * len(names), 1)
+    some = dataset.first(int(min(max(affordable, _FEWEST), SAMPLES)))
     weights: dict[str, float] = {}
     for start in range(0, len(names), _AT_ONCE):
         progress(start / len(names))

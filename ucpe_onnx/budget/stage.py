@@ -103,6 +103,7 @@ class _Search:
                 dataset,
                 options=job.options.run_options(),
                 progress=lambda share: job.stages.tell("score", share),
+                macs=model_stats(job.source.model, job.feeds.shapes()).macs,
             )
         self._knapsacks: dict[str, Knapsack] = {}
 

@@ -15,7 +15,8 @@ from ucpe_onnx.runtime.session import RunOptions, as_session, run
 
 Array = npt.NDArray[Any]
 
-_BATCH = 32
+_MOST_SAMPLES, _MOST_ELEMENTS = 32, 2**20
+"""In a batch, of all inputs together: what a network makes of large images on the way takes far more memory."""
 
 
 def output_errors(
@@ -44,7 +45,7 @@ def output_errors(
     sessions = {name: as_session(model, options) for name, model in others.items()}
     wholes = [_Whole() for _ in reference.get_outputs()]
     apart = {name: np.zeros(len(wholes)) for name in others}
-    for feed, real in dataset.counted_batches(_BATCH):
+    for feed, real in dataset.counted_batches(_batch(dataset)):
         expected = [_numbers(value, real, dataset.batch or real) for value in run(reference, feed)]
         for whole, value in zip(wholes, expected, strict=True):
             whole.add(value)
@@ -57,6 +58,12 @@ def output_errors(
     scale = np.array([whole.scale for whole in wholes])[known]
     errors = {name: float(np.mean(values[known] / scale)) for name, values in apart.items()}
     return {name: value if math.isfinite(value) else math.inf for name, value in errors.items()}
+
+
+def _batch(dataset: Dataset) -> int:
+    """Samples in a batch."""
+    elements = sum(value.size for value in dataset.parts[0].values() if isinstance(value, np.ndarray))
+    return int(np.clip(_MOST_ELEMENTS * dataset.counts[0] // max(elements, 1), 1, _MOST_SAMPLES))
 
 
 @dataclass

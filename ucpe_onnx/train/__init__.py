@@ -1,0 +1,1 @@
+"""Pruning while training: everything here needs torch, which the extra ``train`` installs; nothing else does."""

@@ -1,0 +1,1 @@
+"""What the operators compute, one module per family; each exports its table as ``OPERATORS``."""

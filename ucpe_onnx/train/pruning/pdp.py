@@ -1,0 +1,90 @@
+"""PDP: pruning with masks that are a differentiable function of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from torch import nn
+
+from ucpe_onnx.errors import UsageError
+from ucpe_onnx.train.pruning.layers import Layer
+from ucpe_onnx.train.pruning.parametrization import LayerMask, SoftMask
+from ucpe_onnx.train.pruning.pruner import Pruner
+from ucpe_onnx.train.pruning.ratios import Allotment
+from ucpe_onnx.train.pruning.schedule import Schedule
+
+_TAU = {"absolute": 1e-4, "relative": 0.1}
+"""Default temperatures. The first is the paper's for vision networks."""
+
+
+class PDP(Pruner):
+    """Parameter-free differentiable pruning (Cho, Adya, Naik, NeurIPS 2023, arXiv 2305.11203).
+
+    In the forward pass a weight w is m(w) w with m(w) = sigmoid((w² - t²) / tau), t midway between the smallest
+    magnitude that stays and the largest that goes; w itself is trained. Its slope m + 2 w² / tau m (1 - m) pushes what
+    is near the threshold to one side or the other, and what is dropped keeps a gradient and can come back. Groups go by
+    the mean of w² over their scored weights, and have one m each::
+
+        pdp = PDP(model, ratio=0.9, steps=epochs * len(loader))
+        for inputs, labels in batches:
+            loss(model(inputs), labels).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            pdp.step()
+        pdp.finish()
+
+    Args:
+        target: a model, whose convolutions and linear layers are pruned, or layers.
+        ratio: the share that goes, or an `Allotment` that says how it is shared out; None for N:M.
+        steps: how many steps of the optimiser there will be; for the schedule if there is none.
+        schedule: how the ratio grows. Default: warm-up of 16 % of the steps, a linear ramp, the last third at the full
+            ratio.
+        granularity: for a model, see `layers_of`: "unstructured", "2:4" for instance, "channel", "filter".
+        exclude: for a model, modules that are left alone, by name or pattern.
+        every: thresholds are recomputed every so many steps.
+        tau: temperature, in units of a squared weight, or of the squared threshold if it is relative. Default 1e-4 or
+            0.1. The smaller, the harder.
+        tau_mode: "absolute", as in the paper; it suits weights of the usual scale, not for instance those of a network
+            whose batch normalisations are folded. "relative" does not depend on scale. With a threshold near 0 an
+            absolute temperature halves weights, which a relative one does not.
+        detach: no gradient goes through the masks.
+        settle: share of the steps at the full ratio after which masks become hard and stay, so that the others train
+            what will be left. 1 for never, as in the paper: if masks are not decided at the end (see `sparsity`), as
+            is likely with groups and a relative temperature, making them hard then costs accuracy.
+
+    Raises:
+        UsageError: an argument makes no sense, there is nothing to prune, or a weight has another parametrization.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module | Sequence[Layer],
+        ratio: float | Allotment | None = None,
+        *,
+        steps: int | None = None,
+        schedule: Schedule | None = None,
+        granularity: str = "unstructured",
+        exclude: Collection[str] = (),
+        every: int = 1,
+        tau: float | None = None,
+        tau_mode: str = "absolute",
+        detach: bool = False,
+        settle: float = 0.5,
+    ) -> None:
+        if tau_mode not in _TAU:
+            raise UsageError(f"tau_mode is absolute or relative, not {tau_mode!r}")
+        self.tau = _TAU[tau_mode] if tau is None else tau
+        if self.tau <= 0:
+            raise UsageError(f"a temperature is positive, not {self.tau}")
+        if not 0 <= settle <= 1:
+            raise UsageError(f"settle is a share of the steps at the full ratio, from 0 to 1, not {settle}")
+        self.tau_mode, self.detach, self.settle = tau_mode, detach, settle
+        super().__init__(
+            target, ratio, steps=steps, schedule=schedule, granularity=granularity, exclude=exclude, every=every
+        )
+
+    def _mask(self, layer: Layer) -> LayerMask:
+        return SoftMask(layer, self.tau, self.tau_mode, self.detach)
+
+    def _settling(self) -> bool:
+        return self.settle < 1 and self.schedule.held_at(self.steps_done) >= self.settle
