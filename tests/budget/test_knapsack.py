@@ -56,6 +56,18 @@ def test_all_combinations(seed: int, parameters: bool) -> None:
     assert greedy.choice(min(cost for cost, _ in every) / whole - 0.01) is None
 
 
+def test_a_search_starts_from_what_others_have_found() -> None:
+    worse = 0
+    for seed in range(8):
+        knapsack = instance(seed)
+        best, start = knapsack.solve(0.6, 30.0), knapsack.greedy.choice(0.6)
+        assert best is not None and start is not None
+        at_once = knapsack.solve(0.65, 0.0)  # no time to search
+        assert at_once is not None and at_once.loss <= best.loss + 1e-6 and at_once.cost <= 0.65
+        worse += loss_of(knapsack, start) > best.loss + 1e-6
+    assert worse, "the greedy choice was the best every time: this shows nothing"
+
+
 @pytest.mark.parametrize("clock", [False, True])
 def test_less_loss_for_more(clock: bool) -> None:
     model = residual()

@@ -31,30 +31,42 @@ class State:
     ways: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Greedy:
     """Goes from the unpruned model to the budget, step by step."""
 
     knapsack: Knapsack
     _layer_costs: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    _path: list[tuple[float, State]] = field(default_factory=list)
+    _over: bool = False
 
     def choice(self, budget: float) -> State | None:
         """A choice whose cost is at most this share of the unpruned model's; None if steps don't lead there.
 
+        The way is the same for all budgets, and remembered.
+
         Args:
             budget: share of the unpruned model's cost.
         """
+        if not self._path:
+            start = self._start()
+            self._path.append((self.cost(start), start))
+        most = budget * self._path[0][0]
+        while self._path[-1][0] > most and not self._over:
+            cost, state = self._path[-1]
+            best = min(self._steps(state), key=lambda step: step[0], default=None)
+            if best is None:
+                self._over = True
+            else:
+                self._path.append((cost - best[1], best[2]))
+        return next((state for cost, state in self._path if cost <= most), None)
+
+    def _start(self) -> State:
+        """Everything whole."""
         state = State()
         for choice in self.knapsack.choices:
             state.bases[choice.segment] = 0
             state.ways.update({name: _first(ways, 0) for name, ways in choice.readings.items()})
-        left = (1 - budget) * self.cost(state)
-        while left > 0:
-            best = min(self._steps(state), key=lambda step: step[0], default=None)
-            if best is None:
-                return None
-            _, saved, state = best
-            left -= saved
         return state
 
     def cost(self, state: State) -> float:

@@ -8,7 +8,7 @@ variable that is 1 if both are chosen; tied to the choices by sums over rows and
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -59,6 +59,7 @@ class Knapsack:
         trace: the analysed model.
         choices: the ways of each segment.
         prices: what layers cost.
+        found: choices that were found for other budgets; the next search starts from the best that fits.
     """
 
     trace: Trace
@@ -66,6 +67,7 @@ class Knapsack:
     prices: Prices
     _carried: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
     _widths: dict[int, tuple[int, list[int]]] = field(default_factory=dict, repr=False)
+    found: list[State] = field(default_factory=list, repr=False)
 
     def solve(self, budget: float, seconds: float, seed: int = 0) -> Chosen | None:
         """The choice of least predicted loss whose predicted cost is within a budget.
@@ -79,6 +81,11 @@ class Knapsack:
             The choice; None if not even the smallest one is within the budget.
         """
         return _Model(self).solved(budget, seconds, seed)
+
+    @cached_property
+    def greedy(self) -> Greedy:
+        """Finds good choices quickly, and remembers its way."""
+        return Greedy(self)
 
     def carried(self, segment: int, base: int) -> float:
         """What the operators that hand a segment's channels on cost with one of its bases."""
@@ -190,8 +197,8 @@ class _Model:
         scale = _SCALE / min(max(worst, 1e-9), _MOST_LOSS)
         self.model.minimize(sum(round(scale * min(loss, _MOST_LOSS)) * variable for variable, loss in losses))
 
-        greedy = Greedy(self.knapsack)
-        start = greedy.choice(budget)
+        greedy = self.knapsack.greedy
+        start = self._best_known(budget)
         if start is not None:
             self._hint(start)
         solver = cp_model.CpSolver()
@@ -205,7 +212,9 @@ class _Model:
         solver.parameters.relative_gap_limit = _GAP
         status = solver.solve(self.model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            ways = [way for ways in self._ways.values() for variable, way in ways if solver.boolean_value(variable)]
+            state = self._state(solver)
+            self.knapsack.found.append(state)
+            ways = [ways[state.ways[name]][1] for name, ways in self._ways.items()]
             cost = self._fixed + sum(price * solver.value(variable) for variable, price in costs)
         elif start is not None:  # no time was left to find even that
             ways = [self._ways[name][index][1] for name, index in start.ways.items()]
@@ -217,6 +226,27 @@ class _Model:
         gap = (found - solver.best_objective_bound) / found if found > 0 else 0.0
         name = "OPTIMAL" if status == cp_model.OPTIMAL else "FEASIBLE"
         return Chosen(masks, found / scale, cost / max(whole, 1e-30), name, min(max(gap, 0.0), 1.0))
+
+    def _best_known(self, budget: float) -> State | None:
+        """The best of the greedy choice and of what other searches have found; None if none is within the budget."""
+        greedy = self.knapsack.greedy
+        first = greedy.choice(budget)
+        most = budget * (self._fixed + self._whole)
+        fitting = [state for state in self.knapsack.found if greedy.cost(state) <= most]
+        known = fitting if first is None else [first, *fitting]
+        return min(known, key=self._loss, default=None)
+
+    def _loss(self, state: State) -> float:
+        return sum(min(self._ways[name][index][1].loss, _MOST_LOSS) for name, index in state.ways.items())
+
+    def _state(self, solver: cp_model.CpSolver) -> State:
+        def chosen(variables: Iterable[cp_model.IntVar]) -> int:
+            return next(index for index, variable in enumerate(variables) if solver.boolean_value(variable))
+
+        return State(
+            {segment: chosen(bases) for segment, bases in self._bases.items()},
+            {name: chosen(variable for variable, _ in ways) for name, ways in self._ways.items()},
+        )
 
     def _add_segment(
         self,
