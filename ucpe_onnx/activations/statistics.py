@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ucpe_onnx.activations.shrinkage import shrunk
 from ucpe_onnx.errors import DataError, UcpeError
 from ucpe_onnx.io import partial_file
 
@@ -61,6 +63,24 @@ class ConsumerStatistics:
         if self.gram is None or self.feature_mean is None:
             return None
         return np.asarray(self.gram - self.feature_mean[:, :, None] * self.feature_mean[:, None, :])
+
+    @property
+    def safe_covariance(self) -> Array | None:
+        """The covariance with correlations that so few samples may show by chance made smaller; None without a gram.
+
+        Neighbouring positions of a map say much the same: for independent rows counts the geometric mean of samples
+        and values.
+        """
+        covariance = self.covariance
+        return None if covariance is None else shrunk(covariance, math.sqrt(self.samples * max(self.values, 1)))
+
+    @property
+    def safe_gram(self) -> Array | None:
+        """E[f f'] with the safe covariance, shape (groups, F, F); None if there is no gram."""
+        covariance = self.safe_covariance
+        if covariance is None or self.feature_mean is None:
+            return None
+        return np.asarray(covariance + self.feature_mean[:, :, None] * self.feature_mean[:, None, :])
 
 
 _NUMBERS = ("samples", "values")

@@ -137,8 +137,9 @@ def reconstruction(reads: Reads) -> FloatArray:
     """Error of the output once a unit and all that go before it are dropped and the others refitted.
 
     Units are dropped one by one, each time the one that adds least (:func:`ucpe_onnx.analysis.elimination.eliminate`).
-    G is the covariance of the features, as the bias takes up their means, with a ridge; where channels alone are told
-    apart, it is C (x) I: taps are independent. The score is the sum of all losses so far over ``tr(W G W')``, so that
+    G is the covariance of the features, as the bias takes up their means, with a ridge, and shrunk where samples are
+    few (:func:`ucpe_onnx.activations.shrinkage.shrunk`); where channels alone are told apart, it is C (x) I: taps are
+    independent. The score is the sum of all losses so far over ``tr(W G W')``, so that
     it compares between consumers; units that may not be pruned score 1. Weaker: G is diagonal, of the channels'
     variances, or of ones.
 
@@ -265,7 +266,7 @@ def _eliminated(reads: Reads) -> tuple[list[int], list[float], float] | None:
     The groups of a convolution have nothing to do with each other, so that their own orders are merged.
     """
     layer, found = reads.layer, reads.statistics
-    covariances = None if found is None else found.covariance
+    covariances = None if found is None else found.safe_covariance
     if layer is None or reads.weight is None or found is None or found.gram is None or covariances is None:
         return None
     each, width = layer.channels // layer.groups, found.gram.shape[-1]

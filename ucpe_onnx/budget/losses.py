@@ -88,7 +88,7 @@ def measure_losses(
         model: the input model.
         trace: its analysis.
         statistics: what its consumers read.
-        dataset: samples; None if there are none.
+        dataset: samples, better others than the statistics are of; None if there are none.
         options: how onnxruntime runs models.
         progress: told the share that is done.
         macs: multiply-accumulates for one sample; None if they are not known.

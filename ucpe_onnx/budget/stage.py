@@ -50,6 +50,13 @@ _HELD_OUT = 4
 """Every so-manieth sample judges accuracy while a target is searched for, and nothing is fitted to it."""
 
 
+_PROBING = 5
+"""Every so-manieth of the others tells how much the output minds errors of each layer, refitted to the rest.
+
+On the same samples a layer with more features than there are samples would seem to mind nothing.
+"""
+
+
 @dataclass(frozen=True)
 class Met:
     """What came of a budget.
@@ -87,20 +94,22 @@ class _Search:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        dataset = job.feeds.dataset
+        dataset, probing = job.feeds.dataset, job.feeds.dataset
         if dataset is None:
             statistics = Statistics({}, 0)
-        elif job.options.max_accuracy_drop is not None:
-            dataset, _ = self._split(dataset)
-            statistics = job.statistics_of(dataset)
         else:
-            statistics = job.statistics
+            if job.options.max_accuracy_drop is not None:
+                dataset, _ = self._split(dataset)
+            known, probing = dataset.split(_PROBING)
+            if not known.samples or not probing.samples:
+                known = probing = dataset
+            statistics = job.statistics_of(known)
         with job.stages("score"):
             self._losses: Losses = measure_losses(
                 job.source.model,
                 job.traced,
                 statistics,
-                dataset,
+                probing,
                 options=job.options.run_options(),
                 progress=lambda share: job.stages.tell("score", share),
                 macs=model_stats(job.source.model, job.feeds.shapes()).macs,

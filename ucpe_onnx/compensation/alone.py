@@ -24,7 +24,8 @@ def refit_alone(graph: GraphView, layer: Layer, mask: Mask, known: ConsumerStati
 
     With covariance S of the features, kept K: ``W~_K = W S_:K (S_KK + ridge)^-1``, and the bias takes up
     ``(W - W~) mean``: the least squares solution where inputs are as in the original network. Of a layer without a bias
-    S is E[f f'], as nothing takes up the means.
+    S is E[f f'], as nothing takes up the means. Where samples are few, correlations are shrunk
+    (:func:`ucpe_onnx.activations.shrinkage.shrunk`).
 
     Args:
         graph: the model.
@@ -39,7 +40,7 @@ def refit_alone(graph: GraphView, layer: Layer, mask: Mask, known: ConsumerStati
     offset = None if bias is None else np.asarray(graph.value(bias.tensor))
     if offset is not None and offset.size != layer.made:
         offset = None
-    moments = known.gram if offset is None else known.covariance
+    moments = known.safe_gram if offset is None else known.safe_covariance
     if moments is None or known.feature_mean is None or moments.shape[-1] not in _widths(layer):
         return {}
     value = np.asarray(graph.value(layer.weight))
