@@ -61,6 +61,27 @@ def test_products_predict_the_error_of_the_output() -> None:
         assert real < output_errors(model, {"": masked_model(model, {name: mask})}, data, OPTIONS)[""]
 
 
+def test_more_features_than_samples_are_not_free() -> None:
+    """On 24 samples half of 64 features follow from the others; on any other samples they don't."""
+    net = Net()
+    a = net.op("Relu", net.conv(net.input("x", ("N", 64, 1, 1)), 64, name="a"))
+    pooled = net.op("Flatten", a)
+    net.ops(
+        "Gemm", pooled, net.weight(net.normal(10, 64)), net.weight(np.zeros(10)), transB=1, name="fc", outputs=["y"]
+    )
+    model = net.output("y").model()
+    everything = np.random.default_rng(0).standard_normal((524, 64, 1, 1)).astype(np.float32)
+    traced, statistics, _ = gathered(model, everything[:24])
+    _, _, probing = gathered(model, everything[24:40])
+    _, _, fresh = gathered(model, everything[40:])
+    losses = measure_losses(model, traced, statistics, probing, options=OPTIONS, progress=lambda share: None)
+    curve = losses.curve("fc")
+    found = alone(model, traced, losses.layers, statistics, {"fc": dropped(traced, "fc", curve, 32)})
+    real = output_errors(model, {"": found}, fresh, OPTIONS)[""]
+    assert real > 0.02
+    assert real / 4 < curve.losses[31] < 4 * real
+
+
 def test_all_alike_without_samples() -> None:
     model = residual()
     traced = trace(model)
