@@ -92,6 +92,11 @@ class Dataset:
             chosen = np.repeat(np.arange(len(self.counts)) % every == every - 1, self.counts)
         return self._where(~chosen), self._where(chosen)
 
+    def apart(self, every: int) -> tuple[Dataset, Dataset]:
+        """The same, but all samples twice where they are too few to be told apart."""
+        rest, chosen = self.split(every)
+        return (rest, chosen) if rest.samples and chosen.samples else (self, self)
+
     def _where(self, chosen: Array) -> Dataset:
         parts: list[Feed] = []
         counts: list[int] = []

@@ -13,6 +13,7 @@ import onnx
 from ucpe_onnx.activations.collector import collect
 from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.budget.losses import PROBING
 from ucpe_onnx.budget.sensitivity import sensitivity
 from ucpe_onnx.calibration import rates_for
 from ucpe_onnx.compensation.stage import absorbed_plan, repaired_plan
@@ -205,13 +206,14 @@ class Job:
     def sensitivity(self) -> tuple[SensitivityPoint, ...]:
         """How much the outputs mind the loss of channels, segment by segment."""
         assert self.feeds.dataset is not None, "the options were checked"
-        statistics = self.statistics
+        known, probing = self.feeds.dataset.apart(PROBING)
+        statistics = self.statistics_of(known)
         with self.stages("sensitivity"):
             return sensitivity(
                 self.source.model,
                 self.traced,
                 statistics,
-                self.feeds.dataset,
+                probing,
                 options=self.options.run_options(),
                 progress=lambda share: self.stages.tell("sensitivity", share),
             )

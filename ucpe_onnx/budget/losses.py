@@ -27,6 +27,12 @@ SAMPLES = 128
 _FEWEST, _MOST_WORK = 32, 5e11
 """... but not so many that this takes more multiply-accumulates in all, nor fewer than so many."""
 
+PROBING = 5
+"""Every so-manieth sample tells how much the output minds errors of layers that are refitted to the others.
+
+On the same samples a layer with more features than there are samples would seem to mind nothing.
+"""
+
 _PROBED = 0.3
 """Share of a consumer's channels that are dropped to see how much the output minds."""
 

@@ -38,7 +38,7 @@ def sensitivity(
         model: the input model.
         trace: its analysis.
         statistics: what its consumers read.
-        dataset: samples to compare outputs on; of many the first ones are enough.
+        dataset: samples to compare outputs on, better others than those; of many the first ones are enough.
         options: how onnxruntime runs models.
         progress: told the share that is done.
 

@@ -12,7 +12,7 @@ from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.select import matches
 from ucpe_onnx.budget.choices import Limits, choices_for
 from ucpe_onnx.budget.knapsack import Chosen, Knapsack
-from ucpe_onnx.budget.losses import Losses, measure_losses
+from ucpe_onnx.budget.losses import PROBING, Losses, measure_losses
 from ucpe_onnx.budget.prices import Prices, Time, Work
 from ucpe_onnx.budget.search import Try, meet
 from ucpe_onnx.compensation.stage import repaired_plan
@@ -48,13 +48,6 @@ _LOOKS = 5
 _TIGHTEST = 0.2
 _HELD_OUT = 4
 """Every so-manieth sample judges accuracy while a target is searched for, and nothing is fitted to it."""
-
-
-_PROBING = 5
-"""Every so-manieth of the others tells how much the output minds errors of each layer, refitted to the rest.
-
-On the same samples a layer with more features than there are samples would seem to mind nothing.
-"""
 
 
 @dataclass(frozen=True)
@@ -100,9 +93,7 @@ class _Search:
         else:
             if job.options.max_accuracy_drop is not None:
                 dataset, _ = self._split(dataset)
-            known, probing = dataset.split(_PROBING)
-            if not known.samples or not probing.samples:
-                known = probing = dataset
+            known, probing = dataset.apart(PROBING)
             statistics = job.statistics_of(known)
         with job.stages("score"):
             self._losses: Losses = measure_losses(
