@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -36,8 +38,10 @@ def convolution(kernel: int = 3, groups: int = 1, **more: object) -> onnx.ModelP
 
 
 def prepared(model: onnx.ModelProto) -> tuple[Trace, Layer, ConsumerStatistics]:
+    """With statistics that claim to be of so many samples that nothing is shrunk."""
     traced, statistics, _ = gathered(model, images())
-    return traced, find_layers(traced.graph)["read"], statistics.consumers["read"]
+    known = replace(statistics.consumers["read"], samples=10**12, values=10**12)
+    return traced, find_layers(traced.graph)["read"], known
 
 
 def read_by(model: onnx.ModelProto, layer: Layer) -> Array:
