@@ -188,7 +188,6 @@ def _feeds(source: Any, where: str) -> Iterator[dict[str, Any]]:
         source = iter(source.get_next, None)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | np.ndarray):
         raise DataError(f"{where}: is a {type(source).__name__}; give an iterable of dicts of input name to array")
-    index = 0
     try:
         for index, item in enumerate(source):
             if not isinstance(item, Mapping):

@@ -148,7 +148,9 @@ class _Finder:
             members = [Member(self.network.weights, self.network.attribute_of[weight])]
             if self.options.granularity == "unstructured":
                 layers.append(WeightLayer(name, members))
-            elif len(members[0].weight.shape) > 1:
+            elif len(members[0].weight.shape) == 1:
+                continue  # no inputs to run blocks along
+            else:
                 axis = use.weight_axis if reads else 1 - use.weight_axis
                 kept, block = (int(part) for part in self.options.granularity.split(":"))
                 layers.append(BlockLayer(name, members, kept, block, axis=axis))
