@@ -118,6 +118,13 @@ def _add_pruning(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="--tau is a squared weight, as in the paper (about 1e-4), not a share of the squared threshold",
     )
+    group.add_argument(
+        "--cooling",
+        type=float,
+        default=default.cooling,
+        metavar="S",
+        help="share of --tau that is left when masks become hard; 1: it stays, as in the paper (default %(default)s)",
+    )
     group.add_argument("--detach", action="store_true", help="let no gradient flow through the mask")
     group.add_argument(
         "--settle",

@@ -37,6 +37,8 @@ def test_granularities(granularity: str) -> None:
         ({"batch": 0}, "--batch: 0 must be at least 1"),
         ({"lr": 0.0}, "--lr: 0.0 must be a positive number"),
         ({"tau": float("inf")}, "--tau: inf must be"),
+        ({"cooling": 0.0}, "--cooling: 0.0 is no share; give a number above 0, up to 1"),
+        ({"settle": 1.5}, "--settle: 1.5 is no share"),
         ({"weight_decay": -1.0}, "--weight-decay: -1.0 must not be negative"),
     ],
 )

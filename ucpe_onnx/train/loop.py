@@ -287,6 +287,7 @@ def _pruner(layers: Sequence[Layer], options: TrainOptions, steps: int) -> Prune
         schedule=schedule,
         tau=options.tau,
         tau_mode=mode,
+        cooling=options.cooling,
         detach=options.detach,
         settle=options.settle,
     )

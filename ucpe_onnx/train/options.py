@@ -39,8 +39,9 @@ class TrainOptions:
         warmup: share of the steps before anything is dropped.
         ramp: share of the steps in which the ratio grows to its end.
         shape: of the growth, ``linear`` as in the paper or ``cubic``.
-        tau: temperature of the soft mask.
+        tau: temperature of the soft mask at first.
         relative_tau: ``tau`` is a share of the squared threshold, not a squared weight.
+        cooling: share of the temperature that is left when masks become hard; 1: it stays, as in the paper.
         detach: no gradient flows through the mask.
         settle: share of the steps at the full ratio after which masks become hard and stay; 1: only in the end, as in
             the paper.
@@ -67,12 +68,13 @@ class TrainOptions:
     teacher: bool | None = None
     augment: tuple[str, ...] = ()
     warmup: float = 0.0
-    ramp: float = 0.5
+    ramp: float = 0.1
     shape: str = "cubic"
     tau: float = 0.1
     relative_tau: bool = True
+    cooling: float = 0.1
     detach: bool = False
-    settle: float = 0.5
+    settle: float = 0.2
     scope: str = "global"
     exclude: tuple[str, ...] = ()
     patience: int | None = None
@@ -103,6 +105,8 @@ class TrainOptions:
                 raise UsageError(f"--{name}: {value} is no share; give a number from 0 to below 1")
         if not 0 <= self.settle <= 1:
             raise UsageError(f"--settle: {self.settle} is no share; give a number from 0 to 1")
+        if not 0 < self.cooling <= 1:
+            raise UsageError(f"--cooling: {self.cooling} is no share; give a number above 0, up to 1")
         if not 0 < self.ramp <= 1 - self.warmup:
             raise UsageError(f"--ramp {self.ramp} and --warmup {self.warmup} are shares of all steps, at most 1 in all")
         least = {"epochs": (self.epochs, 1), "batch": (self.batch, 1), "patience": (self.patience or 1, 1)}

@@ -149,7 +149,8 @@ class _Finder:
             if self.options.granularity == "unstructured":
                 layers.append(WeightLayer(name, members))
             elif len(members[0].weight.shape) == 1:
-                continue  # no inputs to run blocks along
+                left[name] = f"{name}: its weight has one axis, along which there are no blocks"
+                continue
             else:
                 axis = use.weight_axis if reads else 1 - use.weight_axis
                 kept, block = (int(part) for part in self.options.granularity.split(":"))

@@ -250,6 +250,21 @@ def test_masks_need_not_settle() -> None:
     assert any(mask.unique().numel() > 2 for mask in soft_masks(pruner))
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_masks_are_decided_by_the_time_they_settle(granularity: str) -> None:
+    undecided = {}
+    for cooling in (1.0, 0.01):
+        model = Everything()
+        schedule = Schedule(20, 0.1, 0.2)
+        pruner = make(PDP, model, granularity, 0, schedule=schedule, tau_mode="relative", cooling=cooling)
+        train_steps(model, sgd(model), pruner, IMAGES, range(20))
+        undecided[cooling] = sum(one.undecided for one in pruner.sparsity().values())
+        temperatures = [pruner.temperature_at(step) for step in range(21)]  # type: ignore[attr-defined]
+        assert temperatures[:3] == [0.1] * 3 and temperatures[13:] == pytest.approx([0.1 * cooling] * 8)
+        assert temperatures == sorted(temperatures, reverse=True)
+    assert undecided[0.01] < 0.5 * undecided[1.0]
+
+
 def soft_masks(pruner: Pruner) -> list[torch.Tensor]:
     masks = []
     for mask in pruner._masks:
@@ -294,6 +309,7 @@ def test_thresholds_can_rest_for_some_steps() -> None:
         ({"ratio": 0.5, "steps": 5, "every": 0}, "every 0 steps"),
         ({"ratio": 0.5, "steps": 5, "tau": 0.0}, "temperature is positive"),
         ({"ratio": 0.5, "steps": 5, "tau_mode": "log"}, "absolute or relative"),
+        ({"ratio": 0.5, "steps": 5, "cooling": 0.0}, "cooling is the share"),
         ({"ratio": 0.5, "steps": 5, "settle": 1.5}, "settle is a share"),
         ({"ratio": 0.5, "steps": 5, "exclude": ["*"]}, "to prune"),
     ],

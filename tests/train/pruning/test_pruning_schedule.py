@@ -54,6 +54,13 @@ def test_the_share_of_the_hold_that_is_over() -> None:
     assert [Schedule(10, 0.5, 0.5).held_at(step) for step in (5, 9, 10)] == [0, 0, 1]
 
 
+def test_the_share_of_the_time_until_some_of_the_hold_is_over() -> None:
+    schedule = Schedule(100, 0.2, 0.4)
+    assert [schedule.share_until(0.5, step) for step in (0, 20, 50, 80, 100)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [schedule.share_until(1, step) for step in (60, 100)] == pytest.approx([0.5, 1])
+    assert [Schedule(10, 0.5, 0).share_until(0, step) for step in (4, 5)] == [0, 1]
+
+
 def test_without_warm_up_or_ramp_it_is_full_at_once() -> None:
     assert Schedule(10, 0, 0).ratio_at(0) == 1
 

@@ -63,6 +63,13 @@ def test_the_gradient_of_a_masked_weight(values: list[float], root: float, tau: 
 
 
 @few
+@given(st.floats(0, 1), magnitudes, taus)
+def test_it_is_never_denormal(share: float, root: float, tau: float) -> None:
+    found = soft_mask(torch.tensor(share * root) ** 2, root**2, tau)
+    assert float(found) == 0 or float(found) * torch.finfo(torch.float32).eps > torch.finfo(torch.float32).tiny
+
+
+@few
 @given(weights, st.data())
 def test_a_threshold_lies_midway(values: list[float], data: st.DataObject) -> None:
     roots = torch.tensor(values, dtype=torch.float64).abs()

@@ -96,6 +96,12 @@ class Schedule:
         hold = self.steps - full
         return min(1.0, max(0.0, (step - full) / hold)) if hold > 1e-6 else float(step >= self.steps)
 
+    def share_until(self, held: float, step: int) -> float:
+        """Share that is over, after ``step`` steps, of the time from the end of the warm-up until ``held_at`` is so."""
+        full = self.start + self._ramp * self.steps
+        length = full + held * max(0.0, self.steps - full) - self.start
+        return min(1.0, max(0.0, (step - self.start) / length)) if length > 1e-6 else float(step >= self.start)
+
     @property
     def _ramp(self) -> float:
         return max(0.0, 1 - HOLD - self.warmup) if self.ramp is None else self.ramp

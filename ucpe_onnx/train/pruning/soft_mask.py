@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST_MASK = 1e-12
+"""Smaller masks are 0: weights times them, and their gradients, would be denormal, which slows processors down."""
+
 LEAST_TEMPERATURE = 1e-12
 """Temperatures relative to a threshold don't get smaller: that of a layer of zeros would be 0."""
 
@@ -72,7 +75,8 @@ def soft_mask(squares: Tensor, squared: Tensor | float, tau: Tensor | float) -> 
     Returns:
         Numbers from 0 to 1, of the shape of ``squares``.
     """
-    return torch.sigmoid((squares - squared) / tau)
+    mask = torch.sigmoid((squares - squared) / tau)
+    return mask.masked_fill(mask.detach() < LEAST_MASK, 0.0)
 
 
 def keep_largest(magnitudes: Tensor, dropped: int) -> Tensor:
