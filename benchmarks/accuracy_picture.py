@@ -31,13 +31,18 @@ def picture(rows: Sequence[Row]) -> str:
     if any((row["model"], row["target"]) in FLOOR for row in usable if row["section"] == "macs"):
         colours[PROTOTYPE] = GREY
     drawn, across, down = [], 1, 0
-    for section in AXES:
+    for section, axis in AXES.items():
         of_section = [row for row in usable if row["section"] == section]
         models = list(dict.fromkeys(row["model"] for row in of_section))
         for i, model in enumerate(models):
-            chart = _chart(model, section, lines(of_section, model), colours)
+            chart = chart_of(f"{model}: top-1, %", axis, lines(of_section, model), colours)
             drawn.append(f'<g transform="translate({i * WIDTH} {down * HEIGHT})">{chart}</g>')
         across, down = max(across, len(models)), down + bool(models)
+    return with_legend(drawn, across, down, colours)
+
+
+def with_legend(drawn: Sequence[str], across: int, down: int, colours: Mapping[str, str]) -> str:
+    """The whole picture: charts in so many columns and rows, and what each colour stands for."""
     width, height = across * WIDTH, down * HEIGHT + LINE * len(colours) + 12
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
@@ -63,11 +68,18 @@ def _placed(row: Row) -> bool:
     return "top1" in row and row["section"] in row
 
 
-def _chart(model: str, section: str, found: Mapping[str, Sequence[Point]], colours: Mapping[str, str]) -> str:
+def chart_of(
+    title: str,
+    axis: str,
+    found: Mapping[str, Sequence[Point]],
+    colours: Mapping[str, str],
+    deepest: float = DEEPEST,
+) -> str:
+    """A chart of lines, cut off so much below the highest point; both axes are shares, shown in percent."""
     points = [point for line in found.values() for point in line]
     left, right = min(x for x, _ in points) - 0.01, 1.01
     top = max(y for _, y in points)
-    bottom = max(min(y for _, y in points), top - DEEPEST)
+    bottom = max(min(y for _, y in points), top - deepest)
     low, high = bottom - 0.05 * (top - bottom + 0.01), top + 0.05 * (top - bottom + 0.01)
 
     def at(x: float, y: float) -> Point:
@@ -75,8 +87,8 @@ def _chart(model: str, section: str, found: Mapping[str, Sequence[Point]], colou
         return LEFT + share[0] * (WIDTH - RIGHT - LEFT), HEIGHT - BOTTOM - share[1] * (HEIGHT - BOTTOM - TOP)
 
     parts = [
-        f'<text x="{LEFT}" y="18">{escape(model)}: top-1, %</text>',
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{AXES[section]}</text>',
+        f'<text x="{LEFT}" y="18">{escape(title)}</text>',
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(axis)}</text>',
     ]
     for y in _ticks(low, high):
         _, place = at(right, y)

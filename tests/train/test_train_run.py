@@ -164,6 +164,7 @@ def test_the_compiler_cuts_away_what_went() -> None:
     compiled = result.compiled(threads=1, bench_seconds=0.0, opt_level="extended")  # widths are not rounded there
     x = samples()["x"]
     assert np.allclose(outputs(compiled.model, x), outputs(result.model, x), atol=1e-4)
+    assert compiled.report.source == "the model, trained"
     assert compiled.report.after.parameters < 0.8 * compiled.report.before.parameters
 
 

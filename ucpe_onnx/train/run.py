@@ -96,7 +96,8 @@ class Trained:
         Raises:
             UcpeError: nothing can be cut away, or the result is not equal to the masked model.
         """
-        return prune(self.model, masks=dict(self.masks), compensate=False, **options)
+        result = prune(self.model, masks=dict(self.masks), compensate=False, **options)
+        return replace(result, report=replace(result.report, source=f"{self.source}, trained"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
