@@ -121,9 +121,9 @@ def _add_pruning(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cooling",
         type=float,
-        default=default.cooling,
         metavar="S",
-        help="share of --tau that is left when masks become hard; 1: it stays, as in the paper (default %(default)s)",
+        help="share of --tau that is left when masks become hard; 1: it stays, as in the paper (default 0.1, of single"
+        " weights 1)",
     )
     group.add_argument("--detach", action="store_true", help="let no gradient flow through the mask")
     group.add_argument(

@@ -41,7 +41,8 @@ class TrainOptions:
         shape: of the growth, ``linear`` as in the paper or ``cubic``.
         tau: temperature of the soft mask at first.
         relative_tau: ``tau`` is a share of the squared threshold, not a squared weight.
-        cooling: share of the temperature that is left when masks become hard; 1: it stays, as in the paper.
+        cooling: share of the temperature that is left when masks become hard; 1: it stays, as in the paper;
+            None: PDP's default.
         detach: no gradient flows through the mask.
         settle: share of the steps at the full ratio after which masks become hard and stay; 1: only in the end, as in
             the paper.
@@ -70,9 +71,9 @@ class TrainOptions:
     warmup: float = 0.0
     ramp: float = 0.1
     shape: str = "cubic"
-    tau: float = 0.1
+    tau: float | None = None
     relative_tau: bool = True
-    cooling: float = 0.1
+    cooling: float | None = None
     detach: bool = False
     settle: float = 0.2
     scope: str = "global"
@@ -105,7 +106,7 @@ class TrainOptions:
                 raise UsageError(f"--{name}: {value} is no share; give a number from 0 to below 1")
         if not 0 <= self.settle <= 1:
             raise UsageError(f"--settle: {self.settle} is no share; give a number from 0 to 1")
-        if not 0 < self.cooling <= 1:
+        if self.cooling is not None and not 0 < self.cooling <= 1:
             raise UsageError(f"--cooling: {self.cooling} is no share; give a number above 0, up to 1")
         if not 0 < self.ramp <= 1 - self.warmup:
             raise UsageError(f"--ramp {self.ramp} and --warmup {self.warmup} are shares of all steps, at most 1 in all")
@@ -113,7 +114,7 @@ class TrainOptions:
         for name, (value, lowest) in least.items():
             if value < lowest:
                 raise UsageError(f"--{name}: {value} must be at least {lowest}")
-        for name, value in {"lr": self.lr, "tau": self.tau}.items():
+        for name, value in {"lr": self.lr, "tau": 1.0 if self.tau is None else self.tau}.items():
             if not (math.isfinite(value) and value > 0):
                 raise UsageError(f"--{name}: {value} must be a positive number")
         for name, value in {"momentum": self.momentum, "weight-decay": self.weight_decay, "clip": self.clip}.items():

@@ -256,10 +256,10 @@ def test_masks_are_decided_by_the_time_they_settle(granularity: str) -> None:
     for cooling in (1.0, 0.01):
         model = Everything()
         schedule = Schedule(20, 0.1, 0.2)
-        pruner = make(PDP, model, granularity, 0, schedule=schedule, tau_mode="relative", cooling=cooling)
+        pruner = make(PDP, model, granularity, 0, schedule=schedule, tau=0.1, tau_mode="relative", cooling=cooling)
         train_steps(model, sgd(model), pruner, IMAGES, range(20))
         undecided[cooling] = sum(one.undecided for one in pruner.sparsity().values())
-        temperatures = [pruner.temperature_at(step) for step in range(21)]  # type: ignore[attr-defined]
+        temperatures = [pruner.temperature_at(step, pruner.layers[0]) for step in range(21)]  # type: ignore[attr-defined]
         assert temperatures[:3] == [0.1] * 3 and temperatures[13:] == pytest.approx([0.1 * cooling] * 8)
         assert temperatures == sorted(temperatures, reverse=True)
     assert undecided[0.01] < 0.5 * undecided[1.0]

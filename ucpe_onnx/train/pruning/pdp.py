@@ -8,14 +8,17 @@ from typing import Any
 from torch import nn
 
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.train.pruning.layers import Layer
+from ucpe_onnx.train.pruning.layers import Layer, WeightLayer
 from ucpe_onnx.train.pruning.parametrization import LayerMask, SoftMask
 from ucpe_onnx.train.pruning.pruner import Pruner
 from ucpe_onnx.train.pruning.ratios import Allotment
 from ucpe_onnx.train.pruning.schedule import Schedule
 
-_TAU = {"absolute": 1e-4, "relative": 0.1}
-"""Default temperatures. The first is the paper's for vision networks."""
+_TAU = {"absolute": (1e-4, 1e-4), "relative": (0.1, 0.02)}
+"""Default temperatures: of groups and blocks, and of single weights. The absolute one is the paper's for vision."""
+
+_COOLING = (0.1, 1.0)
+"""Default shares of the temperature that are left in the end, likewise."""
 
 
 class PDP(Pruner):
@@ -43,14 +46,15 @@ class PDP(Pruner):
         granularity: for a model, see `layers_of`: "unstructured", "2:4" for instance, "channel", "filter".
         exclude: for a model, modules that are left alone, by name or pattern.
         every: thresholds are recomputed every so many steps.
-        tau: temperature, in units of a squared weight, or of the squared threshold if it is relative. Default 1e-4 or
-            0.1. The smaller, the harder.
+        tau: temperature, in units of a squared weight, or of the squared threshold if it is relative. Default 1e-4; or
+            0.1, for single weights 0.02. The smaller, the harder.
         tau_mode: "absolute", as in the paper; it suits weights of the usual scale, not for instance those of a network
             whose batch normalisations are folded. "relative" does not depend on scale. With a threshold near 0 an
             absolute temperature halves weights, which a relative one does not.
         cooling: share of the temperature that is left, after a fall at a constant rate, when masks become hard. 1: it
-            stays, as in the paper. Magnitudes of groups lie close together, so that masks that leave a gradient to most
-            of them are undecided; those of channels lost 30 points when they were made hard, and none after cooling.
+            stays, as in the paper. Default 0.1, for single weights 1. Magnitudes of groups lie close together, so that
+            masks that leave a gradient to most of them are undecided: making those of a CIFAR ResNet-20's channels
+            hard cost 70 of its 83 points, and after cooling nothing.
         detach: no gradient goes through the masks.
         settle: share of the steps at the full ratio after which masks become hard and stay, so that the others train
             what will be left. 1 for never, as in the paper: if masks are not decided at the end (see `sparsity`), as
@@ -72,30 +76,33 @@ class PDP(Pruner):
         every: int = 1,
         tau: float | None = None,
         tau_mode: str = "absolute",
-        cooling: float = 0.1,
+        cooling: float | None = None,
         detach: bool = False,
         settle: float = 0.5,
     ) -> None:
         if tau_mode not in _TAU:
             raise UsageError(f"tau_mode is absolute or relative, not {tau_mode!r}")
-        self.tau = _TAU[tau_mode] if tau is None else tau
-        if self.tau <= 0:
-            raise UsageError(f"a temperature is positive, not {self.tau}")
-        if not 0 < cooling <= 1:
+        if tau is not None and tau <= 0:
+            raise UsageError(f"a temperature is positive, not {tau}")
+        if cooling is not None and not 0 < cooling <= 1:
             raise UsageError(f"cooling is the share of the temperature that is left, above 0, up to 1, not {cooling}")
         if not 0 <= settle <= 1:
             raise UsageError(f"settle is a share of the steps at the full ratio, from 0 to 1, not {settle}")
-        self.tau_mode, self.cooling, self.detach, self.settle = tau_mode, cooling, detach, settle
+        self.tau, self.tau_mode, self.cooling = tau, tau_mode, cooling
+        self.detach, self.settle = detach, settle
         super().__init__(
             target, ratio, steps=steps, schedule=schedule, granularity=granularity, exclude=exclude, every=every
         )
 
     def _mask(self, layer: Layer) -> LayerMask:
-        return SoftMask(layer, self.tau, self.tau_mode, self.detach)
+        return SoftMask(layer, self.temperature_at(0, layer), self.tau_mode, self.detach)
 
-    def temperature_at(self, step: int) -> float:
-        """The temperature after so many steps, in the units of ``tau``."""
-        return float(self.tau * self.cooling ** self.schedule.share_until(self.settle, step))
+    def temperature_at(self, step: int, layer: Layer) -> float:
+        """The temperature of a layer after so many steps, in the units of ``tau``."""
+        single = type(layer) is WeightLayer
+        tau = _TAU[self.tau_mode][single] if self.tau is None else self.tau
+        cooling = _COOLING[single] if self.cooling is None else self.cooling
+        return float(tau * cooling ** self.schedule.share_until(self.settle, step))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, in a pruner made with the same arguments.
@@ -111,10 +118,9 @@ class PDP(Pruner):
         super()._update()
 
     def _cool(self) -> None:
-        tau = self.temperature_at(self.steps_done)
         for mask in self._masks:
             if isinstance(mask, SoftMask):
-                mask.tau = tau
+                mask.tau = self.temperature_at(self.steps_done, mask.layer)
 
     def _settling(self) -> bool:
         return self.settle < 1 and self.schedule.held_at(self.steps_done) >= self.settle
