@@ -53,8 +53,8 @@ class PDP(Pruner):
             absolute temperature halves weights, which a relative one does not.
         cooling: share of the temperature that is left, after a fall at a constant rate, when masks become hard. 1: it
             stays, as in the paper. Default 0.1, for single weights 1. Magnitudes of groups lie close together, so that
-            masks that leave a gradient to most of them are undecided: making those of a CIFAR ResNet-20's channels
-            hard cost 70 of its 83 points, and after cooling nothing.
+            masks that leave a gradient to most of them are undecided: with 0.1 to the end, making those of a CIFAR
+            ResNet-20's channels hard cost 70 of 83 points. As they cool, what is left is trained meanwhile.
         detach: no gradient goes through the masks.
         settle: share of the steps at the full ratio after which masks become hard and stay, so that the others train
             what will be left. 1 for never, as in the paper: if masks are not decided at the end (see `sparsity`), as
