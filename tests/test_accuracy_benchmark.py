@@ -119,7 +119,8 @@ def test_latency_is_searched_for_by_ratio(pruner, monkeypatch):
     _, found = build_for(pruner, Method(options, compensate=False), 0.8, seconds=1.0)
     assert found is not None and found.met and found.value == pytest.approx(0.8, abs=0.016)
     (row,) = at_equal_latency(pruner, 0.8, ["constrained L2"], seconds=1.0)
-    assert row["latency"] == row["macs"] == pytest.approx(0.8, abs=0.05)
+    # Widths are rounded for the processor, and with AVX-512 these layers have no width between 0.88 and 0.6 of it.
+    assert row["latency"] == row["macs"] == pytest.approx(0.8, abs=0.1)
 
 
 def test_costs_come_with_stages_and_memory(pruner, monkeypatch):

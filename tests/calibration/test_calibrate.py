@@ -16,6 +16,7 @@ from ucpe_onnx.calibration import calibrate, load_rates, measuring, rates_for
 from ucpe_onnx.calibration.cache import CACHE_VARIABLE
 from ucpe_onnx.calibration.cases import cases_for
 from ucpe_onnx.calibration.chain import Chain
+from ucpe_onnx.calibration.fit import FLOORS
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.planning.rates import Rates, default_rates, rates_of
 from ucpe_onnx.planning.target import BLOCKED_DOMAIN, TARGETS, target_for
@@ -37,10 +38,13 @@ def _chains(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def odd_machine(seed: int = 0) -> Rates:
-    """Each rate up to twice faster or slower than the defaults."""
+    """Each rate up to twice faster or slower than the defaults, incomplete sets of filters up to 1.4 of full ones."""
     generator = np.random.default_rng(seed)
     defaults = default_rates(HERE, 1).coefficients
     drawn = {f: {n: rate * 2 ** generator.uniform(-1, 1) for n, rate in rates.items()} for f, rates in defaults.items()}
+    for rates in drawn.values():
+        incomplete = [name for name in FLOORS if name in rates]
+        rates |= {name: rates[FLOORS[name]] * 2 ** generator.uniform(0, 0.5) for name in incomplete}
     return rates_of(HERE, 1, drawn, "drawn")
 
 

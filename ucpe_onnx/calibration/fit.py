@@ -26,7 +26,7 @@ _IMPLAUSIBLE = 4.0
 
 _ROUNDS = 12
 
-_FLOORS = {"set1": "set4", "set2": "set4", "set3": "set4"}
+FLOORS = {"set1": "set4", "set2": "set4", "set3": "set4"}
 """Rates that are another one plus something: blocks of an incomplete set never take less time each than a full one's.
 
 Left to themselves, timings of a busy machine may say otherwise, and then nothing looks better than many odd widths."""
@@ -80,8 +80,8 @@ def _with_floors(names: Sequence[tuple[str, str]]) -> Floats:
     """What turns the parts that are fitted into rates: most are one, those with a floor are the floor and an extra."""
     sums = np.eye(len(names))
     for row, (family, name) in enumerate(names):
-        if (family, _FLOORS.get(name, "")) in names:
-            sums[row, names.index((family, _FLOORS[name]))] = 1.0
+        if (family, FLOORS.get(name, "")) in names:
+            sums[row, names.index((family, FLOORS[name]))] = 1.0
     return sums
 
 
