@@ -45,6 +45,12 @@ def test_scores_are_the_first_output_that_can_hold_them():
     assert predicted_classes(session, dataset()).tolist() == [0, 1, 2, 1, 2]
 
 
+def test_scores_may_have_axes_of_size_1():
+    for shaped in (lambda x: x[:, None], lambda x: x[:, None, :, None]):
+        session = FakeSession(lambda feed, shaped=shaped: [shaped(feed["x"])], ["scores"])
+        assert predicted_classes(session, dataset()).tolist() == [0, 1, 2, 1, 2]
+
+
 def test_model_without_class_scores():
     with pytest.raises(
         DataError, match=r"float output of shape \(5, classes\), the model gives y0 \(5, 3, 8, 8\); leave"

@@ -24,6 +24,13 @@ def test_cross_entropy() -> None:
     assert loss({"ids": LABELS, "y": SCORES[:, :, None, None]}, LABELS, None) == pytest.approx(float(wanted))
 
 
+def test_axes_of_size_1_do_not_count() -> None:
+    loss = make_loss("cross-entropy")
+    wanted = loss({"y": SCORES}, LABELS, None)
+    for scores in (SCORES[:, None], SCORES[:, :, None, None], SCORES[:, None, :, None]):
+        assert torch.equal(loss({"y": scores}, LABELS, None), wanted)
+
+
 def test_a_network_that_ends_in_a_softmax_is_not_normalised_twice() -> None:
     wanted = functional.log_softmax(SCORES, dim=1)
     assert torch.allclose(log_probabilities(SCORES.softmax(dim=1)), wanted, atol=1e-5)

@@ -238,6 +238,11 @@ def test_layers_that_share_a_weight_have_one_mask() -> None:
         ({"lr": 1e12, "clip": 0.0}, ModelError, "the loss is .* in epoch 1: take a smaller --lr"),
         ({"data": {"x": samples()["x"][:1]}}, DataError, "1 samples are too few to hold every 10th out"),
         ({"labels": "nothing.npy"}, DataError, "nothing.npy: holds no labels"),
+        (
+            {"data": {**samples(), "x": samples()["x"] * np.float32("nan")}},
+            DataError,
+            "'x' holds NaN or infinite values; leave out",
+        ),
         ({"data": samples() | {"labels": np.full(COUNT, 4)}}, DataError, "the model knows classes 0 to 3"),
         ({"device": "cuda"}, UsageError, "torch sees no CUDA device"),
     ],

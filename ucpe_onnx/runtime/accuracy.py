@@ -97,11 +97,11 @@ def _class_ids(dataset: Dataset) -> Array:
 
 
 def _squeezed(output: object) -> Array:
-    """The output without axes of size 1 at its end; an empty array for what is no array."""
+    """The output without axes of size 1 behind the samples; an empty array for what is no array."""
     if not isinstance(output, np.ndarray):
         return np.empty(0)
-    while output.ndim > 2 and output.shape[-1] == 1:
-        output = output[..., 0]
+    if output.ndim > 2 and output.size and output[0].size == max(output.shape[1:]):
+        return output.reshape(len(output), -1)
     return output
 
 

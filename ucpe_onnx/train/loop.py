@@ -177,6 +177,7 @@ class Trainer:
         loss = self._loss(self.network(feeds), labels, taught)
         value = float(loss.detach())
         if not math.isfinite(value):
+            self._check_finite(feeds)
             raise ModelError(
                 f"the loss is {value} in epoch {number}: take a smaller --lr (now {self.options.lr}), or --clip 1"
             )
@@ -187,6 +188,13 @@ class Trainer:
         self._optimiser.step()
         self._pruner.step()
         return value
+
+    def _check_finite(self, feeds: Mapping[str, Tensor]) -> None:
+        for name, array in feeds.items():
+            if array.is_floating_point() and not bool(torch.isfinite(array).all()):
+                raise DataError(
+                    f"{self.samples.source}: {name!r} holds NaN or infinite values; leave out the samples that do"
+                )
 
     def _finish(self) -> float:
         self._tell("finish", 0.0, None)

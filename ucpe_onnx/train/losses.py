@@ -46,15 +46,15 @@ def make_loss(kind: str, *, teacher_share: float = 0.5) -> Loss:
 
 
 def scores_of(outputs: Outputs) -> Tensor:
-    """The first float output of shape (samples, classes); axes of size 1 behind it don't count.
+    """The first float output of shape (samples, classes); axes of size 1 behind the samples don't count.
 
     Raises:
         DataError: there is none.
     """
     for output in outputs.values():
         value = output
-        while value.ndim > 2 and value.shape[-1] == 1:
-            value = value[..., 0]
+        if value.ndim > 2 and value.numel() and value[0].numel() == max(value.shape[1:]):
+            value = value.flatten(1)
         if value.ndim == 2 and value.shape[1] > 1 and value.is_floating_point():
             return value
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in outputs.items())
