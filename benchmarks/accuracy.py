@@ -81,9 +81,8 @@ def told(row: Row) -> str:
     labels = [row["model"], row["section"]]
     labels += [str(row[key]) for key in ("ratio", "target", "criterion", "mode", "method") if key in row]
     labels += ["compensated"] * bool(row.get("compensated"))
-    figures = {
-        key: row[key] for key in ("top1", "macs", "latency", "seconds", "at", "peak") if row.get(key) is not None
-    }
+    keys = ("top1", "agreement", "macs", "latency", "seconds", "at", "peak")
+    figures = {key: row[key] for key in keys if row.get(key) is not None}
     shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
     return f"{' '.join(labels)}: {row.get('error') or shown}"
 

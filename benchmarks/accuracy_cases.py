@@ -15,9 +15,9 @@ import numpy.typing as npt
 import onnx
 
 from models.recipes.wide_data import calibration_samples, held_out_samples, wide_model
-from ucpe_onnx.data import load_data
+from ucpe_onnx.data import Dataset, load_data
 from ucpe_onnx.report.stats import ModelStats, model_stats
-from ucpe_onnx.runtime.accuracy import top1_accuracy
+from ucpe_onnx.runtime.accuracy import predicted_classes, top1_accuracy
 from ucpe_onnx.runtime.session import RunOptions, as_session, input_specs
 
 Array = npt.NDArray[Any]
@@ -121,7 +121,19 @@ class Case:
 
     def accuracy(self, model: onnx.ModelProto) -> float:
         """Top-1 accuracy on the test samples."""
-        return top1_accuracy(as_session(model, self.options), load_data(dict(self.test), input_specs(self.model)))
+        return top1_accuracy(as_session(model, self.options), self._tested)
+
+    def agreement(self, model: onnx.ModelProto) -> float:
+        """Share of the test samples of which it names the same class as the unpruned model."""
+        return float(np.mean(predicted_classes(as_session(model, self.options), self._tested) == self._classes))
+
+    @cached_property
+    def _classes(self) -> Array:
+        return predicted_classes(as_session(self.model, self.options), self._tested)
+
+    @cached_property
+    def _tested(self) -> Dataset:
+        return load_data(dict(self.test), input_specs(self.model))
 
 
 def load_case(name: str, folder: Path, samples: int | None, threads: int) -> Case:

@@ -138,7 +138,7 @@ def judged(pruner: Pruner, row: Row, build: Callable[[], Built]) -> Row:
     try:
         model, found = build()
         built = time.perf_counter()
-        row |= {"top1": case.accuracy(model), "macs": case.macs_left(model)}
+        row |= {"top1": case.accuracy(model), "agreement": case.agreement(model), "macs": case.macs_left(model)}
     except FAILURES as error:
         return row | {"error": " ".join(str(error).split())[:300]}
     row |= {"parameters": case.weigh(model).parameters / case.stats.parameters, "seconds": built - start}
