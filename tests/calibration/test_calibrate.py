@@ -38,13 +38,13 @@ def _chains(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def odd_machine(seed: int = 0) -> Rates:
-    """Each rate up to twice faster or slower than the defaults, incomplete sets of filters up to 1.4 of full ones."""
+    """Each rate up to twice faster or slower than the defaults, incomplete sets of filters up to twice full ones."""
     generator = np.random.default_rng(seed)
     defaults = default_rates(HERE, 1).coefficients
     drawn = {f: {n: rate * 2 ** generator.uniform(-1, 1) for n, rate in rates.items()} for f, rates in defaults.items()}
     for rates in drawn.values():
         incomplete = [name for name in FLOORS if name in rates]
-        rates |= {name: rates[FLOORS[name]] * 2 ** generator.uniform(0, 0.5) for name in incomplete}
+        rates |= {name: rates[FLOORS[name]] * 2 ** generator.uniform(0, 1) for name in incomplete}
     return rates_of(HERE, 1, drawn, "drawn")
 
 
