@@ -29,10 +29,12 @@ def picture(rows: Sequence[Row]) -> str:
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[Point]]:
-    """For each method points (share of the epochs, mean accuracy over seeds)."""
+    """For each method points (share of the epochs, mean accuracy over seeds); of the runs with the most epochs."""
+    longest = max((len(row["curve"]) for row in rows), default=0)
     found: dict[str, list[Sequence[float]]] = {}
     for row in rows:
-        found.setdefault(row["method"], []).append(row["curve"])
+        if len(row["curve"]) == longest:
+            found.setdefault(row["method"], []).append(row["curve"])
     means = {method: np.mean(values, axis=0) for method, values in found.items()}
     return {
         method: [((at + 1) / len(values), float(value)) for at, value in enumerate(values)]

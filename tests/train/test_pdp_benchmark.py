@@ -48,7 +48,7 @@ def test_rows_of_earlier_runs_are_put_together(tmp_path: Path) -> None:
 
 
 def test_curves_are_means_over_seeds() -> None:
-    found = curves(ROWS)
+    found = curves([*ROWS, {**ROWS[0], "curve": [0.1]}])  # and one that had fewer epochs
     assert [point for method in ("pdp", "one-shot") for line in found[method] for point in line] == pytest.approx(
         [0.5, 0.5, 1.0, 0.82, 0.5, 0.5, 1.0, 0.7]
     )
