@@ -15,10 +15,11 @@ import numpy.typing as npt
 import onnx
 
 from models.recipes.wide_data import calibration_samples, held_out_samples, wide_model
-from ucpe_onnx.data import Dataset, load_data
-from ucpe_onnx.report.stats import ModelStats, model_stats
+from ucpe_onnx.analysis.counts import ModelStats, model_stats
 from ucpe_onnx.runtime.accuracy import predicted_classes, top1_accuracy
-from ucpe_onnx.runtime.session import RunOptions, as_session, input_specs
+from ucpe_onnx.runtime.session import RunOptions, as_session
+from ucpe_onnx.samples.dataset import Dataset, load_data
+from ucpe_onnx.samples.inputs import input_specs
 
 Array = npt.NDArray[Any]
 

@@ -23,12 +23,12 @@ from rich.table import Table
 
 from models.builder import Net
 from models.resnet import basic_block
-from ucpe_onnx.analysis.criteria import score_consumers
-from ucpe_onnx.analysis.select import Selection, select_masks
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.make import Settings
+from ucpe_onnx.selection.criteria import score_consumers
+from ucpe_onnx.selection.select import Selection, select_masks
 
 STAGES = ("trace", "plan", "emit")
 BASE = 16

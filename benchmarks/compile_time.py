@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from models import ARCHITECTURES, DEEP, build
-from ucpe_onnx.analysis.criteria import score_consumers
-from ucpe_onnx.analysis.select import Selection, select_masks
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.make import Settings
+from ucpe_onnx.selection.criteria import score_consumers
+from ucpe_onnx.selection.select import Selection, select_masks
 
 PUBLISHED = {"resnet18": 0.7, "resnet50": 8.7, "densenet121": 7.2, "efficientnet_v2_s": 26.0}
 """Seconds that the published system (PyTorch) takes for the same stages on a comparable machine."""

@@ -30,8 +30,8 @@ from rich.console import Console
 
 from models import ARCHITECTURES, build
 from ucpe_onnx import prune
-from ucpe_onnx.report.stats import model_stats
-from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.analysis.counts import model_stats
+from ucpe_onnx.runtime.random_feeds import find_feeds
 from ucpe_onnx.runtime.session import as_session, run
 
 Row = dict[str, Any]

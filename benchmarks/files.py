@@ -32,13 +32,13 @@ from ucpe_onnx import UcpeError, masked_model
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.inspect import prunable_share
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.source import open_source
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
-from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.runtime.random_feeds import find_feeds
 from ucpe_onnx.runtime.verify import verify
-from ucpe_onnx.source import open_source
 
 Row = dict[str, Any]
 

@@ -28,16 +28,17 @@ from benchmarks.lowerings_floor import free_if_selections_are, profile
 from benchmarks.lowerings_models import DEFAULT, PRECISIONS, load
 from benchmarks.lowerings_table import OURS, PREDICTED, markdown
 from benchmarks.lowerings_variants import VARIANTS, Built, Case
-from ucpe_onnx.analysis.criteria import score_consumers
-from ucpe_onnx.analysis.select import Selection, select_masks
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.errors import UcpeError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.runtime.feeds import find_feeds, random_feeds
 from ucpe_onnx.runtime.latency import measure
-from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, as_session, input_specs, resolve_providers, run
+from ucpe_onnx.runtime.random_feeds import find_feeds, random_feeds
+from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, as_session, resolve_providers, run
 from ucpe_onnx.runtime.verify import verify
+from ucpe_onnx.samples.inputs import input_specs
+from ucpe_onnx.selection.criteria import score_consumers
+from ucpe_onnx.selection.select import Selection, select_masks
 
 Row = dict[str, Any]
 CONSOLE = Console(width=240, highlight=False, markup=False)

@@ -30,7 +30,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from ucpe_onnx.parked import complete
+from ucpe_onnx.model.offload import complete
 from ucpe_onnx.runtime.session import OPT_LEVELS, QUIET, RunOptions, resolve_providers
 
 SELECTIONS = ("Gather", "Slice")

@@ -11,8 +11,8 @@ import onnx
 import onnxruntime as ort
 
 from models import ARCHITECTURES, build
-from ucpe_onnx.runtime.feeds import random_feeds
-from ucpe_onnx.runtime.session import Feed, input_specs
+from ucpe_onnx.runtime.random_feeds import random_feeds
+from ucpe_onnx.samples.inputs import Feed, input_specs
 
 DEFAULT = (
     "resnet18",

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx
 
 from ucpe_onnx import prune
+from ucpe_onnx.analysis.counts import model_stats
 from ucpe_onnx.analysis.layout import segment_layouts
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
@@ -27,8 +28,8 @@ from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.planning import Target, target_for
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.widths import emitted_slots
-from ucpe_onnx.report.stats import model_stats
-from ucpe_onnx.runtime.session import Feed, RunOptions
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.samples.inputs import Feed
 from ucpe_onnx.solve import OrderingProblem, Reader, path_ordering
 
 EXACT = Target(blocked=False)

@@ -33,10 +33,11 @@ from rich.console import Console
 from benchmarks.accuracy_cases import CIFAR, DATA_FOLDER, Case, load_case, read_images
 from benchmarks.pdp_picture import picture
 from ucpe_onnx import prune
-from ucpe_onnx.data import load_data
 from ucpe_onnx.runtime.accuracy import predicted_classes
 from ucpe_onnx.runtime.latency import LEAST_RELOADS, measure
-from ucpe_onnx.runtime.session import as_session, input_specs
+from ucpe_onnx.runtime.session import as_session
+from ucpe_onnx.samples.dataset import load_data
+from ucpe_onnx.samples.inputs import input_specs
 from ucpe_onnx.train.options import METHODS, TrainOptions
 from ucpe_onnx.train.run import train
 

@@ -16,7 +16,7 @@ from tests.models_small import wide, write
 from tests.runtime.builders import make_model, node, unary, value
 from ucpe_onnx import bench
 from ucpe_onnx.bench import main
-from ucpe_onnx.bench_inputs import model_names
+from ucpe_onnx.commands.bench_inputs import model_names
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 
 QUICK = ["--seconds", "0.02", "--rounds", "2", "--warmup", "1", "--threads", "1"]

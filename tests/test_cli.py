@@ -16,7 +16,7 @@ from tests.builders import Net
 from tests.models_small import branches, elementwise, latency, sample, single_consumer, wide, write
 from ucpe_onnx import inspect, prune
 from ucpe_onnx.cli import build_parser, main
-from ucpe_onnx.io import load_model
+from ucpe_onnx.model.files import load_model
 from ucpe_onnx.options import Options
 
 ALL = ["--save-plan", "p.json", "--report", "r.html", "--json", "j.json"]
@@ -36,7 +36,7 @@ def measured(monkeypatch):
     def decide(*ratios: float) -> None:
         left = list(ratios)
         monkeypatch.setattr(
-            "ucpe_onnx.job.measure",
+            "ucpe_onnx.run.job.measure",
             lambda models, *_, **__: latency(left.pop(0) if len(left) > 1 else left[0], names=models),
         )
 
@@ -134,7 +134,7 @@ def test_failed_verification_writes_nothing(folder, monkeypatch, capsys):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
         return broken
 
-    monkeypatch.setattr("ucpe_onnx.job.emit", wrong)
+    monkeypatch.setattr("ucpe_onnx.run.job.emit", wrong)
     assert quick(*ALL) == 1
     out, err = capsys.readouterr()
     assert written(folder) == set() and out == "" and len(err.splitlines()) == 1
@@ -148,7 +148,7 @@ def test_an_emitted_model_that_is_invalid_is_not_written(folder, monkeypatch, ca
         del broken.graph.node[0]
         return broken
 
-    monkeypatch.setattr("ucpe_onnx.job.emit", invalid)
+    monkeypatch.setattr("ucpe_onnx.run.job.emit", invalid)
     assert quick() == 1
     assert written(folder) == set() and "the emitted model: onnx.checker refuses it" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ucpe_onnx.cli import build_parser
-from ucpe_onnx.config import apply_config
+from ucpe_onnx.commands.config import apply_config
 
 
 @pytest.fixture

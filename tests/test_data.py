@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from ucpe_onnx.data import load_data
 from ucpe_onnx.errors import DataError, UsageError
-from ucpe_onnx.runtime.session import InputSpec
+from ucpe_onnx.samples.dataset import load_data
+from ucpe_onnx.samples.inputs import InputSpec
 
 
 def spec(name="x", shape=("N", 3), dtype=np.float32):

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from tests.builders import feeds_for, run
 from ucpe_onnx import ModelError, inspect, masked_model, prune
-from ucpe_onnx.functions import check_functions, inline_functions
+from ucpe_onnx.model.functions import check_functions, inline_functions
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>'
 SCALE = """

@@ -13,8 +13,9 @@ from onnx import numpy_helper
 
 from tests.builders import Net, feeds_for, run
 from tests.models_small import branches
-from ucpe_onnx import ModelError, UcpeError, UsageError, io
-from ucpe_onnx.io import (
+from ucpe_onnx import ModelError, UcpeError, UsageError
+from ucpe_onnx.model import files
+from ucpe_onnx.model.files import (
     all_or_nothing,
     check_model,
     check_writable,
@@ -76,7 +77,7 @@ def test_truncated_external_data(tmp_path):
 
 
 def test_above_protobufs_limit_weights_get_a_file_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "PROTOBUF_LIMIT", 100)
+    monkeypatch.setattr(files, "PROTOBUF_LIMIT", 100)
     model = branches()
     before = model.SerializeToString()
     sizes = set()
@@ -152,7 +153,7 @@ def test_the_checker_sees_models_that_are_too_large_for_it(monkeypatch):
     """Without their large weights, of which it only needs the shapes."""
     model = branches()
     model.graph.initializer.append(numpy_helper.from_array(np.zeros(5000, np.float32), "large"))
-    monkeypatch.setattr(io, "PROTOBUF_LIMIT", 20_000)
+    monkeypatch.setattr(files, "PROTOBUF_LIMIT", 20_000)
     check_model(model, "m")
     model.graph.node[0].input[0] = "nowhere"
     with pytest.raises(ModelError, match="nowhere"):
@@ -160,8 +161,8 @@ def test_the_checker_sees_models_that_are_too_large_for_it(monkeypatch):
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    for limit in (io.PROTOBUF_LIMIT, 100):
-        monkeypatch.setattr(io, "PROTOBUF_LIMIT", limit)
+    for limit in (files.PROTOBUF_LIMIT, 100):
+        monkeypatch.setattr(files, "PROTOBUF_LIMIT", limit)
         (tmp_path / "m.onnx").write_bytes(b"old")
 
         def broken(model, write):
@@ -169,7 +170,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(io, "write_model", broken)
+            patch.setattr(files, "write_model", broken)
             with pytest.raises(ModelError, match=r"m\.onnx: can't be written .*No space left"):
                 save_model(branches(), tmp_path / "m.onnx")
         assert os.listdir(tmp_path) == ["m.onnx"] and (tmp_path / "m.onnx").read_bytes() == b"old"

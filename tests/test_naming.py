@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from ucpe_onnx.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
 
 
 def nodes(*pairs: tuple[str, str]) -> list[onnx.NodeProto]:

@@ -11,19 +11,21 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from tests.builders import Net, feeds_for, run
-from ucpe_onnx import ModelError, job, masked_model, parked, prune
+from ucpe_onnx import ModelError, masked_model, prune
 from ucpe_onnx.analysis.constants import Constants
-from ucpe_onnx.io import check_model, load_model, save_model
-from ucpe_onnx.parked import Parking, complete, has_parked, is_parked, tensor_value
+from ucpe_onnx.model import offload as offload_module
+from ucpe_onnx.model.files import check_model, load_model, save_model
+from ucpe_onnx.model.offload import Offload, complete, has_offloaded, is_offloaded, tensor_value
+from ucpe_onnx.run import job
 from ucpe_onnx.runtime.session import make_session
 from ucpe_onnx.runtime.session import run as run_session
 
 
 @pytest.fixture
-def parking(monkeypatch, tmp_path):
-    """Everything of 16 KiB and more is parked, in a folder of the test's."""
-    monkeypatch.setattr(parked, "LEAST_MODEL", 0)
-    monkeypatch.setattr(parked, "LEAST_TENSOR", 2**14 + 1)
+def offload(monkeypatch, tmp_path):
+    """Everything of 16 KiB and more is offload_module, in a folder of the test's."""
+    monkeypatch.setattr(offload_module, "LEAST_MODEL", 0)
+    monkeypatch.setattr(offload_module, "LEAST_TENSOR", 2**14 + 1)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     return tmp_path / "temporary"
@@ -49,55 +51,55 @@ def written(folder, external: bool) -> str:
 
 
 @pytest.mark.parametrize("external", [False, True])
-def test_a_run_gives_the_same_with_parked_weights(parking, tmp_path, monkeypatch, external):
+def test_a_run_gives_the_same_with_parked_weights(offload, tmp_path, monkeypatch, external):
     path = written(tmp_path, external)
     with monkeypatch.context() as patch:
-        patch.setattr(Parking, "park", lambda self, model: model)
-        patch.setattr("ucpe_onnx.external.LEAST_MODEL", 2**60)
+        patch.setattr(Offload, "store", lambda self, model: model)
+        patch.setattr("ucpe_onnx.model.external_data.LEAST_MODEL", 2**60)
         expected = prune(path, ratio=0.25, bench_seconds=0)
     loaded = []
     monkeypatch.setattr(
-        "ucpe_onnx.runtime.session.has_parked", lambda model: loaded.append(has_parked(model)) or loaded[-1]
+        "ucpe_onnx.runtime.session.has_offloaded", lambda model: loaded.append(has_offloaded(model)) or loaded[-1]
     )
-    monkeypatch.setattr("ucpe_onnx.external.LEAST_MODEL", 0)
-    monkeypatch.setattr("ucpe_onnx.external.LEAST_TENSOR", parked.LEAST_TENSOR)
+    monkeypatch.setattr("ucpe_onnx.model.external_data.LEAST_MODEL", 0)
+    monkeypatch.setattr("ucpe_onnx.model.external_data.LEAST_TENSOR", offload_module.LEAST_TENSOR)
     result = prune(path, ratio=0.25, bench_seconds=0)
-    assert loaded and all(loaded), "every session was made of a parked model"
-    assert result.model == expected.model and not has_parked(result.model)
+    assert loaded and all(loaded), "every session was made of an offloaded model"
+    assert result.model == expected.model and not has_offloaded(result.model)
     assert result.plan.masks().keys() == expected.plan.masks().keys()
     for key in ("before", "after", "verification", "kept"):
         assert result.report.to_dict()[key] == expected.report.to_dict()[key]
-    assert os.listdir(parking) == []
+    assert os.listdir(offload) == []
 
 
-def test_what_is_given_in_memory_is_not_changed(parking):
+def test_what_is_given_in_memory_is_not_changed(offload):
     model, before = layers(), layers()
-    assert not has_parked(prune(model, bench_seconds=0).model)
-    assert model == before and os.listdir(parking) == []
+    assert not has_offloaded(prune(model, bench_seconds=0).model)
+    assert model == before and os.listdir(offload) == []
 
 
-def test_nothing_stays_behind_when_a_run_fails(parking, monkeypatch):
+def test_nothing_stays_behind_when_a_run_fails(offload, monkeypatch):
     def fail(*_, **__):
-        assert os.listdir(parking)
+        assert os.listdir(offload)
         raise ModelError("no")
 
     monkeypatch.setattr(job, "verify", fail)
     with pytest.raises(ModelError, match="no"):
         prune(layers(), bench_seconds=0)
-    assert os.listdir(parking) == []
+    assert os.listdir(offload) == []
 
 
-def test_without_a_place_to_write_to_weights_stay_in_memory(parking, monkeypatch, tmp_path):
+def test_without_a_place_to_write_to_weights_stay_in_memory(offload, monkeypatch, tmp_path):
     expected = prune(layers(), bench_seconds=0).model
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     assert prune(layers(), bench_seconds=0).model == expected
 
 
-def test_weights_that_find_the_disk_full_stay_in_memory(parking, monkeypatch):
+def test_weights_that_find_the_disk_full_stay_in_memory(offload, monkeypatch):
     """The first weight is written, the next one half."""
     left = [3]
 
-    class Full(parked.io.BufferedWriter):
+    class Full(offload_module.io.BufferedWriter):
         def write(self, data):
             left[0] -= 1
             if left[0] < 0:
@@ -105,10 +107,10 @@ def test_weights_that_find_the_disk_full_stay_in_memory(parking, monkeypatch):
                 raise OSError(28, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(parked.io, "BufferedWriter", Full)
-    with Parking() as place:
-        light = place.park(layers())
-        assert [is_parked(t) for t in light.graph.initializer if tensor_value(t).size > 4096] == [
+    monkeypatch.setattr(offload_module.io, "BufferedWriter", Full)
+    with Offload() as place:
+        light = place.store(layers())
+        assert [is_offloaded(t) for t in light.graph.initializer if tensor_value(t).size > 4096] == [
             True,
             False,
             False,
@@ -117,11 +119,11 @@ def test_weights_that_find_the_disk_full_stay_in_memory(parking, monkeypatch):
         assert complete(light) == layers()
 
 
-def test_parked_models_run_save_and_load_as_whole_ones(parking, tmp_path):
+def test_parked_models_run_save_and_load_as_whole_ones(offload, tmp_path):
     model = layers()
     feeds = feeds_for(model)
-    with Parking() as place:
-        light = place.park(model)
+    with Offload() as place:
+        light = place.store(model)
         assert light.ByteSize() < model.ByteSize() / 2
         assert np.array_equal(run_session(make_session(light), feeds)[0], run(model, feeds)[0])
         for external in (False, True):
@@ -131,28 +133,28 @@ def test_parked_models_run_save_and_load_as_whole_ones(parking, tmp_path):
         assert complete(masked_model(light, masks)) == masked_model(model, masks)
 
 
-def test_constants_are_read_and_computed_from_the_file(parking):
+def test_constants_are_read_and_computed_from_the_file(offload):
     model = layers()
     computed = next(node.output[0] for node in model.graph.node if node.op_type == "Transpose")
-    with Parking() as place:
-        found, expected = Constants(place.park(model)), Constants(model)
+    with Offload() as place:
+        found, expected = Constants(place.store(model)), Constants(model)
         for name in ("turned", "shared", computed):
             assert found.shape(name) == expected.value(name).shape and found.value(name).dtype == np.float32
             assert np.array_equal(found.value(name), expected.value(name))
             assert isinstance(found.value(name).base, np.memmap)
 
 
-def test_types_that_numpy_does_not_know(parking):
+def test_types_that_numpy_does_not_know(offload):
     model = layers()
     model.graph.initializer.append(TensorProto(name="b", dims=[9000], data_type=TensorProto.BFLOAT16))
     model.graph.initializer[-1].raw_data = np.arange(9000, dtype=np.uint16).tobytes()
-    with Parking() as place:
-        tensor = place.park(model).graph.initializer[-1]
-        assert is_parked(tensor)
+    with Offload() as place:
+        tensor = place.store(model).graph.initializer[-1]
+        assert is_offloaded(tensor)
         assert np.array_equal(tensor_value(tensor), numpy_helper.to_array(model.graph.initializer[-1]))
 
 
-def test_only_plain_weights_are_parked(parking):
+def test_only_plain_weights_are_parked(offload):
     """Data that does not fit, or in another field, is left for others to read or to complain of."""
     model = layers()
     tensors = {t.name: t for t in model.graph.initializer}
@@ -160,23 +162,23 @@ def test_only_plain_weights_are_parked(parking):
     value = numpy_helper.to_array(tensors["shared"])
     tensors["shared"].ClearField("raw_data")
     tensors["shared"].float_data.extend(value.ravel().tolist())
-    with Parking() as place:
-        light = {t.name: t for t in place.park(model).graph.initializer}
+    with Offload() as place:
+        light = {t.name: t for t in place.store(model).graph.initializer}
         assert light["turned"] == tensors["turned"] and light["shared"] == tensors["shared"]
 
 
-def test_the_checker_looks_at_parked_models_too(parking):
+def test_the_checker_looks_at_parked_models_too(offload):
     model = layers()
     model.graph.node[-1].op_type = "Nope"
-    with Parking() as place, pytest.raises(ModelError, match=r"m\.onnx: onnx\.checker refuses it: .*Nope"):
-        check_model(place.park(model), "m.onnx")
+    with Offload() as place, pytest.raises(ModelError, match=r"m\.onnx: onnx\.checker refuses it: .*Nope"):
+        check_model(place.store(model), "m.onnx")
     model = layers()
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
-    with Parking() as place, pytest.raises(ModelError, match=r"m\.onnx: onnx\.checker refuses it"):
-        check_model(place.park(model), "m.onnx")
+    with Offload() as place, pytest.raises(ModelError, match=r"m\.onnx: onnx\.checker refuses it"):
+        check_model(place.store(model), "m.onnx")
 
 
-def test_a_model_can_not_claim_to_be_parked(parking, tmp_path):
+def test_a_model_can_not_claim_to_be_parked(offload, tmp_path):
     """An absolute path in a model that was loaded without its data is never opened."""
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(4 * 96 * 96))
@@ -186,18 +188,18 @@ def test_a_model_can_not_claim_to_be_parked(parking, tmp_path):
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", str(secret)), ("offset", "0"), ("length", str(secret.stat().st_size))):
         tensor.external_data.add(key=key, value=value)
-    with Parking() as place:
-        place.park(layers())
-        assert not is_parked(tensor)
+    with Offload() as place:
+        place.store(layers())
+        assert not is_offloaded(tensor)
         with pytest.raises(ModelError, match="shared"):
             Constants(model).value("shared")
 
 
-def test_discarding_keeps_what_others_need(parking):
-    with Parking() as place:
-        source = place.park(layers())
-        masked = place.park(masked_model(source, {"own": np.arange(64) > 8}))
-        assert len(os.listdir(next(parking.iterdir()))) == 2
+def test_discarding_keeps_what_others_need(offload):
+    with Offload() as place:
+        source = place.store(layers())
+        masked = place.store(masked_model(source, {"own": np.arange(64) > 8}))
+        assert len(os.listdir(next(offload.iterdir()))) == 2
         place.discard(masked, source)
         assert complete(source) == layers()
-        assert len(os.listdir(next(parking.iterdir()))) == 1
+        assert len(os.listdir(next(offload.iterdir()))) == 1

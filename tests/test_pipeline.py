@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from tests.builders import Net
 from tests.models_small import apart, branches, elementwise, latency, sample, wide
-from ucpe_onnx import DataError, job, prune
+from ucpe_onnx import DataError, prune
+from ucpe_onnx.run import job
 from ucpe_onnx.runtime.verify import verify
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ucpe_onnx.compensation.weights import NewWeight
 from ucpe_onnx.errors import MaskError
+from ucpe_onnx.model.new_weights import NewWeight
 from ucpe_onnx.plan import FORMAT, ConsumerPlan, Plan, SegmentPlan
 
 indices = st.lists(st.integers(0, 20), max_size=5).map(tuple)

@@ -14,7 +14,7 @@ from tests.builders import Net
 from tests.models_small import branches
 from ucpe_onnx import MaskError, Plan, UcpeError, __version__, prune
 from ucpe_onnx.analysis.layout import LayoutConflict
-from ucpe_onnx.io import model_sha256
+from ucpe_onnx.model.files import model_sha256
 from ucpe_onnx.planning import checks
 
 MODEL = branches()

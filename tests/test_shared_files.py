@@ -12,7 +12,7 @@ from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.make import Settings
-from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.runtime.random_feeds import find_feeds
 from ucpe_onnx.runtime.verify import verify
 
 SHARED = Path(__file__).parents[2] / "shared"

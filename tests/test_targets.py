@@ -15,9 +15,9 @@ from rich.console import Console
 from tests.builders import Array, Net
 from tests.models_small import apart, branches, elementwise, latency, sample, single_consumer, write
 from ucpe_onnx import DataError, ModelError, Result, UsageError, prune
-from ucpe_onnx.budget import stage
 from ucpe_onnx.cli import main
 from ucpe_onnx.report.summary import print_summary
+from ucpe_onnx.run import budget as budget_stage
 
 
 def network() -> onnx.ModelProto:
@@ -109,7 +109,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     def found(model: onnx.ModelProto) -> float:
         return float(0.5 + 0.5 * sum(np.prod(t.dims) for t in model.graph.initializer) / whole)
 
-    for place in ("ucpe_onnx.budget.stage.measure", "ucpe_onnx.job.measure"):
+    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.job.measure"):
         monkeypatch.setattr(place, fixed_latency(found, calls))
     return calls
 
@@ -124,7 +124,7 @@ def test_latency(measured: list[Mapping[str, Any]], options: dict[str, Any]) -> 
 
 
 def test_latency_that_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("ucpe_onnx.budget.stage.measure", "ucpe_onnx.job.measure"):
+    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.job.measure"):
         monkeypatch.setattr(place, fixed_latency(lambda model: 0.95, []))
     result = run(apart(), target_latency=0.8, bench_seconds=1.0)
     assert result.report.budget is not None and result.report.budget.reached == 0.95
@@ -150,7 +150,7 @@ def test_samples_that_judge_are_fitted_to_nowhere(monkeypatch: pytest.MonkeyPatc
     samples[3::4] *= 1e3
     clean = data()["x"].copy()
     clean[3::4] = 0
-    monkeypatch.setattr(stage, "output_agreement", lambda *_: 1.0)
+    monkeypatch.setattr(budget_stage, "output_agreement", lambda *_: 1.0)
     chosen = [run(max_accuracy_drop=10, data={"x": x}, compensate=False).plan.masks() for x in (samples, clean)]
     assert chosen[0].keys() == chosen[1].keys()
     assert all(np.array_equal(mask, chosen[1][name]) for name, mask in chosen[0].items())
@@ -162,7 +162,7 @@ def test_more_may_go_if_more_may_be_lost() -> None:
 
 
 def test_accuracy_that_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "output_agreement", lambda *_: 0.2)
+    monkeypatch.setattr(budget_stage, "output_agreement", lambda *_: 0.2)
     with pytest.raises(ModelError, match=r"nothing was found that loses at most 1\.5 points; allow more"):
         run(max_accuracy_drop=1.5, data=data())
 

@@ -10,13 +10,14 @@ import pytest
 
 from tests.builders import Net, assert_equal_outputs, feeds_for
 from tests.models_small import latency
-from ucpe_onnx import masked_model, prune, tuning
+from ucpe_onnx import masked_model, prune
 from ucpe_onnx.analysis.trace import trace
+from ucpe_onnx.model.offload import Offload
 from ucpe_onnx.options import Options
-from ucpe_onnx.parked import Parking
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning.make import Settings, make_plan
-from ucpe_onnx.tuning import Tuner
+from ucpe_onnx.run import tuning
+from ucpe_onnx.run.tuning import Tuner
 
 
 def two_forks() -> onnx.ModelProto:
@@ -50,8 +51,8 @@ def job(monkeypatch):
         return latency(*[found.get("first" if name == others[0] else "", 1.2) for name in others], names=models)
 
     monkeypatch.setattr(tuning, "measure", measure)
-    with Parking() as parking:
-        tuner = Tuner(model, traced, feeds_for(model), Options(bench_seconds=1.0), parking)
+    with Offload() as offload:
+        tuner = Tuner(model, traced, feeds_for(model), Options(bench_seconds=1.0), offload)
         yield tuner, plan, settings, seen, found
 
 

@@ -10,9 +10,9 @@ import pytest
 from onnx import numpy_helper
 
 from tests.models_small import branches
-from ucpe_onnx import parked
-from ucpe_onnx.parked import Parking, copy_model
-from ucpe_onnx.wire import model_size, write_model
+from ucpe_onnx.model import offload as offload_module
+from ucpe_onnx.model.offload import Offload, copy_model
+from ucpe_onnx.model.serialise import model_size, write_model
 
 UNKNOWN = bytes([0xC2, 0x3E, 3]) + b"new"
 """A field 1000, as a later ONNX might have one, that holds three bytes."""
@@ -33,11 +33,11 @@ def annotated() -> onnx.ModelProto:
 
 @pytest.fixture(params=[False, True])
 def model(request, monkeypatch):
-    """The model, in memory and parked."""
-    monkeypatch.setattr(parked, "LEAST_TENSOR", 32)
-    monkeypatch.setattr(parked, "LEAST_MODEL", 0)
-    with Parking() as parking:
-        yield parking.park(annotated()) if request.param else annotated()
+    """The model, in memory and offloaded."""
+    monkeypatch.setattr(offload_module, "LEAST_TENSOR", 32)
+    monkeypatch.setattr(offload_module, "LEAST_MODEL", 0)
+    with Offload() as offload:
+        yield offload.store(annotated()) if request.param else annotated()
 
 
 def test_size_and_bytes(model):
@@ -49,7 +49,7 @@ def test_size_and_bytes(model):
 
 @pytest.mark.parametrize("where", ["model", "graph", "initializer"])
 def test_fields_of_a_later_onnx_survive(monkeypatch, where):
-    monkeypatch.setattr(parked, "LEAST_TENSOR", 32)
+    monkeypatch.setattr(offload_module, "LEAST_TENSOR", 32)
     model = annotated()
     parts = {"model": model, "graph": model.graph, "initializer": model.graph.initializer[-1]}
     parts[where].MergeFromString(UNKNOWN)

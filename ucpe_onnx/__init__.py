@@ -5,8 +5,6 @@
 >>> result.report.faster, result.plan.masks()  # doctest: +SKIP
 """
 
-__version__ = "0.1.0"
-
 from ucpe_onnx.errors import (
     DataError,
     MaskError,
@@ -16,11 +14,12 @@ from ucpe_onnx.errors import (
     UsageError,
     VerificationError,
 )
-from ucpe_onnx.io import load_model, save_model
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import load_masks, save_masks
+from ucpe_onnx.model.files import load_model, save_model
 from ucpe_onnx.pipeline import Result, prune
 from ucpe_onnx.plan import Plan
+from ucpe_onnx.version import __version__ as __version__
 
 __all__ = [
     "DataError",

@@ -16,15 +16,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from ucpe_onnx.bench_inputs import BESIDE, Inputs, data_sets, model_names, prepare_inputs
 from ucpe_onnx.calibration import calibrate
-from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
-from ucpe_onnx.config import apply_config
+from ucpe_onnx.commands.bench_inputs import BESIDE, Inputs, data_sets, model_names, prepare_inputs
+from ucpe_onnx.commands.config import apply_config
+from ucpe_onnx.commands.shared import (
+    add_common,
+    check_outputs,
+    guarded,
+    library_output_to_stderr,
+    make_console,
+    write_json,
+)
 from ucpe_onnx.errors import EXIT_DONE, UsageError
-from ucpe_onnx.io import external_files
+from ucpe_onnx.model.files import external_files
 from ucpe_onnx.options import Options
-from ucpe_onnx.runtime.feeds import parse_input_shapes
 from ucpe_onnx.runtime.latency import LEAST_RELOADS, CandidateLatency, LatencyReport, measure
+from ucpe_onnx.runtime.random_feeds import parse_input_shapes
 from ucpe_onnx.runtime.session import OPT_LEVELS
 
 _EPILOG = """\

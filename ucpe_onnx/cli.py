@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ucpe_onnx import __version__
-from ucpe_onnx.analysis.criteria import CRITERIA
-from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA
-from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
-from ucpe_onnx.config import apply_config
+from ucpe_onnx.commands.config import apply_config
+from ucpe_onnx.commands.shared import (
+    add_common,
+    check_outputs,
+    guarded,
+    library_output_to_stderr,
+    make_console,
+    write_json,
+)
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
-from ucpe_onnx.io import all_or_nothing, external_files, save_model, weights_file, write_text
+from ucpe_onnx.model.files import all_or_nothing, external_files, save_model, weights_file, write_text
 from ucpe_onnx.options import DUMPS, MODES, SCOPES, Options
 from ucpe_onnx.passes import PASS_NAMES, dump_path
 from ucpe_onnx.pipeline import Result, prune
@@ -23,8 +27,11 @@ from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.report.html import render_html
 from ucpe_onnx.report.report import Report
 from ucpe_onnx.report.summary import print_summary
-from ucpe_onnx.runtime.feeds import parse_input_shapes
+from ucpe_onnx.runtime.random_feeds import parse_input_shapes
 from ucpe_onnx.runtime.session import OPT_LEVELS
+from ucpe_onnx.selection.criteria import CRITERIA
+from ucpe_onnx.selection.data_criteria import DATA_CRITERIA
+from ucpe_onnx.version import __version__
 
 _EPILOG = """\
 exit codes: 0 done; 1 the model, the data or the verification failed, nothing is written; 2 usage;

@@ -15,14 +15,22 @@ from rich.console import Console
 from rich.table import Table
 
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.command import add_common, check_outputs, guarded, library_output_to_stderr, make_console, write_json
+from ucpe_onnx.commands.shared import (
+    add_common,
+    check_outputs,
+    guarded,
+    library_output_to_stderr,
+    make_console,
+    write_json,
+)
 from ucpe_onnx.errors import EXIT_DONE, ModelError
-from ucpe_onnx.io import external_files
+from ucpe_onnx.model.files import external_files
+from ucpe_onnx.model.source import ModelSource, open_source
 from ucpe_onnx.report.runtime import attributed
-from ucpe_onnx.runtime.feeds import input_shapes, parse_input_shapes
 from ucpe_onnx.runtime.optimised import KINDS, Finding, OptimisedGraph, read_optimised
-from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, input_specs, resolve_providers
-from ucpe_onnx.source import ModelSource, open_source
+from ucpe_onnx.runtime.random_feeds import input_shapes, parse_input_shapes
+from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, resolve_providers
+from ucpe_onnx.samples.inputs import input_specs
 
 _LISTED = 30
 """Findings that are listed without being asked for all."""

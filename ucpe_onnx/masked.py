@@ -16,10 +16,10 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.constants import Constants
-from ucpe_onnx.functions import inline_functions
 from ucpe_onnx.masks import Mask, check_masks
-from ucpe_onnx.naming import fresh_name, node_names, tensor_names
-from ucpe_onnx.parked import copy_model
+from ucpe_onnx.model.functions import inline_functions
+from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.model.offload import copy_model
 
 
 def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.ModelProto:

@@ -10,14 +10,14 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from ucpe_onnx.analysis.criteria import CRITERIA
-from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.passes import PASS_NAMES, Watch
 from ucpe_onnx.passes.watch import ALL
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, resolve_providers
+from ucpe_onnx.selection.criteria import CRITERIA
+from ucpe_onnx.selection.data_criteria import DATA_CRITERIA
 
 MODES = ("auto", "unconstrained", "constrained")
 SCOPES = ("local", "global")
@@ -54,7 +54,8 @@ class Options:
         sensitivity: report how much the outputs mind the loss of channels, segment by segment.
         max_ratio: no consumer loses a larger share of its prunable channels, whatever ranks lowest; None: no limit.
         lowering: how consumers get their channels, a key of ``LOWERING_RULES``.
-        data: samples to compensate and verify on, and with labels to report accuracy on; see :mod:`ucpe_onnx.data`.
+        data: samples to compensate and verify on, and with labels to report accuracy on; see
+            :mod:`ucpe_onnx.samples.dataset`.
         test_data: labelled samples to report accuracy on instead, which nothing is fitted to.
         compensate: refit what is left so that outputs are what they were; None: if there is ``data``. Without data the
             means that batch normalisations tell of dropped channels go into biases.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ucpe_onnx.command import (
+from ucpe_onnx.commands.config import apply_config
+from ucpe_onnx.commands.shared import (
     add_common,
     check_outputs,
     guarded,
@@ -23,9 +24,8 @@ from ucpe_onnx.command import (
     make_console,
     write_json,
 )
-from ucpe_onnx.config import apply_config
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
-from ucpe_onnx.io import all_or_nothing, save_model
+from ucpe_onnx.model.files import all_or_nothing, save_model
 from ucpe_onnx.report.summary import print_summary
 from ucpe_onnx.train.options import DEVICES, METHODS, OPTIMISERS, TrainOptions
 

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ucpe_onnx.analysis.criteria import check_weights
-from ucpe_onnx.analysis.select import matches
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.candidates import candidates
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.feeds import Feeds, prepare_feeds
-from ucpe_onnx.job import Job, Result, Stages, is_faster, top1
+from ucpe_onnx.model.offload import Offload, complete
+from ucpe_onnx.model.source import ModelSource, Source, open_source
 from ucpe_onnx.options import Options
-from ucpe_onnx.parked import Parking, complete
+from ucpe_onnx.run.candidates import candidates
+from ucpe_onnx.run.feeds import Feeds, prepare_feeds
+from ucpe_onnx.run.job import Job, Result, Stages, is_faster, top1
 from ucpe_onnx.runtime.verify import verify
-from ucpe_onnx.source import ModelSource, Source, open_source
+from ucpe_onnx.selection.criteria import check_weights
+from ucpe_onnx.selection.select import matches
 
 __all__ = ["Result", "prune"]
 
@@ -44,15 +44,15 @@ def prune(
         UcpeError: one line that says what is wrong with the model, the data or an option.
     """
     chosen = replace(options or Options(), **overrides).checked()
-    with Parking() as parking:
-        result = _prune(model, chosen, parking, Stages(progress or (lambda stage: None)))
+    with Offload() as offload:
+        result = _prune(model, chosen, offload, Stages(progress or (lambda stage: None)))
         return replace(result, model=complete(result.model))
 
 
-def _prune(model: ModelSource, chosen: Options, parking: Parking, stages: Stages) -> Result:
-    """Everything that :func:`prune` does; the model that it returns may be parked."""
+def _prune(model: ModelSource, chosen: Options, offload: Offload, stages: Stages) -> Result:
+    """Everything that :func:`prune` does; the model that it returns may be offloaded."""
     with stages("load"):
-        source = open_source(model, parking)
+        source = open_source(model, offload)
         feeds = prepare_feeds(source, chosen)
         _check_expansion(source, feeds, chosen)
         accuracy = top1(source.model, feeds, chosen)
@@ -60,7 +60,7 @@ def _prune(model: ModelSource, chosen: Options, parking: Parking, stages: Stages
         traced = trace(source.model)
         check_weights(traced)
         _check_patterns(chosen, traced)
-    job = Job(source, traced, chosen, feeds, stages, parking, accuracy)
+    job = Job(source, traced, chosen, feeds, stages, offload, accuracy)
     best: Result | None = None
     for candidate in candidates(job):
         trials = [job.trial(name, plan) for name, plan in candidate.plans.items()]

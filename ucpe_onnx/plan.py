@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ucpe_onnx.compensation.weights import NewWeight, with_weights
 from ucpe_onnx.errors import MaskError
-from ucpe_onnx.io import write_text
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.files import write_text
+from ucpe_onnx.model.new_weights import NewWeight, with_weights
 
 FORMAT = "ucpe-plan/1"
 

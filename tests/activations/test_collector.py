@@ -19,9 +19,10 @@ from ucpe_onnx.activations import collector, grams
 from ucpe_onnx.activations.collector import collect
 from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.trace import trace
-from ucpe_onnx.data import Dataset, load_data
 from ucpe_onnx.errors import DataError, UcpeError
-from ucpe_onnx.runtime.session import RunOptions, input_specs
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.samples.dataset import Dataset, load_data
+from ucpe_onnx.samples.inputs import input_specs
 
 Array = npt.NDArray[Any]
 OPTIONS = RunOptions(threads=1)

@@ -15,14 +15,15 @@ from tests.builders import Net
 from ucpe_onnx.activations import grams
 from ucpe_onnx.activations.collector import collect
 from ucpe_onnx.activations.statistics import Statistics
-from ucpe_onnx.analysis import data_criteria
-from ucpe_onnx.analysis.criteria import channel_matrix, score_consumers
-from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA, removal_curve, score_with_data
-from ucpe_onnx.analysis.elimination import eliminate
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.data import load_data
 from ucpe_onnx.errors import DataError, ModelError, UsageError
-from ucpe_onnx.runtime.session import RunOptions, input_specs
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.samples.dataset import load_data
+from ucpe_onnx.samples.inputs import input_specs
+from ucpe_onnx.selection import data_criteria
+from ucpe_onnx.selection.criteria import channel_matrix, score_consumers
+from ucpe_onnx.selection.data_criteria import DATA_CRITERIA, removal_curve, score_with_data
+from ucpe_onnx.selection.elimination import eliminate
 
 Array = npt.NDArray[Any]
 
@@ -122,7 +123,7 @@ def greedy(weights: Array, features: Array, units: list[list[int]], removable: l
 def test_elimination_is_a_refit_for_every_removal(
     width: int, seed: int, panel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ucpe_onnx.analysis.elimination._PANEL", panel)
+    monkeypatch.setattr("ucpe_onnx.selection.elimination._PANEL", panel)
     random = np.random.default_rng(seed)
     features = random.standard_normal((60, 12)) @ random.standard_normal((12, 12))
     weights = random.standard_normal((5, 12))

@@ -7,7 +7,9 @@ import onnx
 import pytest
 
 from tests.builders import Net
-from ucpe_onnx.analysis.criteria import (
+from ucpe_onnx.analysis.trace import trace
+from ucpe_onnx.errors import ModelError, UsageError
+from ucpe_onnx.selection.criteria import (
     CRITERIA,
     Filters,
     channel_matrix,
@@ -19,8 +21,6 @@ from ucpe_onnx.analysis.criteria import (
     lamp_scores,
     score_consumers,
 )
-from ucpe_onnx.analysis.trace import trace
-from ucpe_onnx.errors import ModelError, UsageError
 
 
 def filters(rows: int = 7, columns: int = 5, dtype: type = np.float32) -> Filters:

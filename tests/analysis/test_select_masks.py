@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import Net
-from ucpe_onnx.analysis.select import Selection, matches, select_masks, slot_scores
 from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.selection.select import Selection, matches, select_masks, slot_scores
 
 
 def branches() -> Trace:

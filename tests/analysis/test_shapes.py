@@ -19,8 +19,8 @@ from ucpe_onnx import load_model
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.graph import GraphView, Shape
 from ucpe_onnx.analysis.shapes.refine import Refinement
-from ucpe_onnx.runtime.feeds import random_feeds
-from ucpe_onnx.runtime.session import input_specs
+from ucpe_onnx.runtime.random_feeds import random_feeds
+from ucpe_onnx.samples.inputs import input_specs
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 OPEN_FILES = [

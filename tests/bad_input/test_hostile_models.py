@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.models_small import branches, write
-from ucpe_onnx import ModelError, bounds, inspect, prune
+from ucpe_onnx import ModelError, inspect, prune
 from ucpe_onnx.cli import main
+from ucpe_onnx.model import limits
 
 CONV = helper.make_node("Conv", ["x", "w"], ["y"], name="c")
 
@@ -105,7 +106,7 @@ def test_hostile_models_in_memory(kind) -> None:
 
 def test_what_constants_fold_to_counts_as_a_whole(folder, fails, monkeypatch) -> None:
     """Each of them may be small: they are in the memory at once."""
-    monkeypatch.setattr(bounds, "machine_memory", lambda: 2**20)
+    monkeypatch.setattr(limits, "machine_memory", lambda: 2**20)
     shapes = [helper.make_node("ConstantOfShape", ["s"], [f"k{i}"]) for i in range(9)]
     sums = [helper.make_node("Sum", [*(f"k{i}" for i in range(9)), "x"], ["y"])]
     write(graph([*shapes, *sums], ints("s", 1, 1, 128, 128)), folder / "bad.onnx")
@@ -211,7 +212,7 @@ def test_external_data_where_it_should_not_be(fails, folder, entries, words) -> 
 def test_external_data_of_more_than_the_memory(fails, folder, monkeypatch) -> None:
     """However small the file: any number of tensors may lie at the same place of it."""
     external(folder)
-    monkeypatch.setattr("ucpe_onnx.external.machine_memory", lambda: 1000)
+    monkeypatch.setattr("ucpe_onnx.model.external_data.machine_memory", lambda: 1000)
     assert "its tensors take 1,728 bytes, and this machine has 1,000" in fails("bad.onnx", "out.onnx")
 
 

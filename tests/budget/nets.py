@@ -12,17 +12,18 @@ from ucpe_onnx.activations.collector import collect
 from ucpe_onnx.activations.layers import find_layers
 from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.budget.choices import Limits, Reading, SegmentChoices, choices_for
+from ucpe_onnx.budget.choices import ChoiceLimits, Reading, SegmentChoices, choices_for
 from ucpe_onnx.budget.greedy import Greedy, State
 from ucpe_onnx.budget.knapsack import Knapsack
 from ucpe_onnx.budget.losses import Losses
 from ucpe_onnx.budget.prices import Prices, Time, Work
-from ucpe_onnx.data import Dataset, load_data
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.rates import default_rates
-from ucpe_onnx.planning.target import TARGETS
-from ucpe_onnx.runtime.session import RunOptions, input_specs
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import TARGETS
+from ucpe_onnx.samples.dataset import Dataset, load_data
+from ucpe_onnx.samples.inputs import input_specs
 
 OPTIONS = RunOptions(threads=1)
 
@@ -90,10 +91,12 @@ def gathered(model: onnx.ModelProto, x: Array) -> tuple[Trace, Statistics, Datas
     return traced, collect(model, traced, data, OPTIONS), data
 
 
-def limits(mode: str = "auto", most: float | Mapping[str, float] = 0.95, multiple: int = 1, reading: int = 1) -> Limits:
-    """Limits that are alike for all, or by name."""
+def limits(
+    mode: str = "auto", most: float | Mapping[str, float] = 0.95, multiple: int = 1, reading: int = 1
+) -> ChoiceLimits:
+    """ChoiceLimits that are alike for all, or by name."""
     share = (lambda name: most.get(name, 0.95)) if isinstance(most, Mapping) else (lambda name: most)
-    return Limits(mode, share, lambda segment: multiple, lambda consumer: reading)
+    return ChoiceLimits(mode, share, lambda segment: multiple, lambda consumer: reading)
 
 
 def timed(traced: Trace) -> Time:
@@ -103,7 +106,7 @@ def timed(traced: Trace) -> Time:
 
 
 def problem(
-    model: onnx.ModelProto, limit: Limits | None = None, prices: Prices | None = None, **weights: float
+    model: onnx.ModelProto, limit: ChoiceLimits | None = None, prices: Prices | None = None, **weights: float
 ) -> Knapsack:
     """The knapsack of a model, by its weights alone."""
     traced = trace(model)

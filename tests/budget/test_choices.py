@@ -9,12 +9,12 @@ import pytest
 
 from tests.budget.nets import by_weights, joined, limits, residual
 from tests.builders import Net
-from ucpe_onnx.analysis.data_criteria import RemovalCurve
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.budget.choices import Limits, SegmentChoices, choices_for
+from ucpe_onnx.budget.choices import ChoiceLimits, SegmentChoices, choices_for
+from ucpe_onnx.selection.data_criteria import RemovalCurve
 
 
-def chosen(traced: Trace, limit: Limits) -> list[SegmentChoices]:
+def chosen(traced: Trace, limit: ChoiceLimits) -> list[SegmentChoices]:
     return choices_for(traced, by_weights(traced), limit)
 
 

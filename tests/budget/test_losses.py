@@ -9,11 +9,11 @@ import pytest
 from tests.budget.nets import OPTIONS, by_weights, gathered, residual
 from tests.builders import Array, Net
 from ucpe_onnx.activations.statistics import Statistics
-from ucpe_onnx.analysis.data_criteria import removal_curve
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.budget.losses import _bounded, alone, dropped, measure_losses, scaled
 from ucpe_onnx.compensation.error import output_errors
 from ucpe_onnx.masked import masked_model
+from ucpe_onnx.selection.data_criteria import removal_curve
 
 
 def images(count: int = 40, side: int = 6) -> Array:

@@ -10,14 +10,14 @@ import pytest
 
 from tests.budget.nets import NETS, by_weights, depthwise, joined, limits, planned_cost, residual, timed
 from tests.builders import Net, feeds_for
+from ucpe_onnx.analysis.counts import model_stats
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.budget.choices import choices_for
 from ucpe_onnx.budget.knapsack import Knapsack
 from ucpe_onnx.budget.prices import Work, carriers
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning.make import Settings, make_plan
-from ucpe_onnx.planning.target import TARGETS
-from ucpe_onnx.report.stats import model_stats
+from ucpe_onnx.runtime.target import TARGETS
 
 
 @pytest.mark.parametrize("parameters", [False, True])

@@ -12,8 +12,8 @@ import pytest
 from ucpe_onnx.calibration import cache, load_rates, rates_for
 from ucpe_onnx.calibration.cache import CACHE_VARIABLE, cache_directory, store_rates
 from ucpe_onnx.planning.rates import default_rates
-from ucpe_onnx.planning.target import TARGETS
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import TARGETS
 
 OPTIONS = RunOptions(threads=1)
 RATES = default_rates(TARGETS["avx512"], 1)

@@ -19,8 +19,8 @@ from ucpe_onnx.calibration.chain import Chain
 from ucpe_onnx.calibration.fit import FLOORS
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.planning.rates import Rates, default_rates, rates_of
-from ucpe_onnx.planning.target import BLOCKED_DOMAIN, TARGETS, target_for
 from ucpe_onnx.runtime.session import RunOptions, make_session
+from ucpe_onnx.runtime.target import BLOCKED_DOMAIN, TARGETS, target_for
 
 ONE = RunOptions(threads=1)
 HERE = target_for([], "all")

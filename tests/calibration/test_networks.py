@@ -12,8 +12,8 @@ import pytest
 from ucpe_onnx.calibration import timing
 from ucpe_onnx.calibration.chain import Chain
 from ucpe_onnx.calibration.networks import Profile, kernel_work, networks, timed_kernels
-from ucpe_onnx.planning.target import TARGETS, target_for
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import TARGETS, target_for
 
 ONE = RunOptions(threads=1)
 

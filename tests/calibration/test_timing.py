@@ -10,8 +10,8 @@ import pytest
 from ucpe_onnx.calibration import timing
 from ucpe_onnx.calibration.cases import cases_for
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.planning.target import TARGETS
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import TARGETS
 
 
 class Machine:

@@ -16,8 +16,8 @@ from ucpe_onnx.activations.statistics import ConsumerStatistics
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation import alone
 from ucpe_onnx.compensation.alone import refit_alone
-from ucpe_onnx.compensation.weights import with_weights
 from ucpe_onnx.masked import masked_model
+from ucpe_onnx.model.new_weights import with_weights
 
 MASK = np.array([True, False, True, True, False, True])
 

@@ -11,8 +11,9 @@ from onnx import TensorProto
 
 from tests.builders import Net
 from ucpe_onnx.compensation.error import output_errors
-from ucpe_onnx.data import Dataset, load_data
-from ucpe_onnx.runtime.session import RunOptions, input_specs
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.samples.dataset import Dataset, load_data
+from ucpe_onnx.samples.inputs import input_specs
 
 OPTIONS = RunOptions(threads=1)
 

@@ -18,10 +18,10 @@ from ucpe_onnx.activations import walk
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.compensation import sequential
 from ucpe_onnx.compensation.sequential import Compensation, compensate
-from ucpe_onnx.compensation.weights import NewWeight, with_weights
 from ucpe_onnx.errors import DataError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.new_weights import NewWeight, with_weights
 from ucpe_onnx.runtime.session import RunOptions
 
 OPTIONS = RunOptions(threads=1)

@@ -14,18 +14,20 @@ from onnx import TensorProto
 
 from tests.builders import Array, Net, assert_equal_outputs, run
 from tests.models_small import write
-from ucpe_onnx import DataError, MaskError, Result, job, masked_model, prune
+from ucpe_onnx import DataError, MaskError, Result, masked_model, prune
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.cli import main
 from ucpe_onnx.compensation import stage
 from ucpe_onnx.compensation.sequential import LayerFit
 from ucpe_onnx.compensation.stage import Repair, repaired_plan
-from ucpe_onnx.compensation.weights import NewWeight, with_weights
-from ucpe_onnx.data import load_data
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.new_weights import NewWeight, with_weights
 from ucpe_onnx.options import Options
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.runtime.session import RunOptions, input_specs
+from ucpe_onnx.run import job
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.samples.dataset import load_data
+from ucpe_onnx.samples.inputs import input_specs
 
 MASKS = {"left": range(14), "right": range(10, 24), "fc": range(6)}
 
@@ -366,9 +368,9 @@ def test_models_with_only_classes_as_output():
 
 
 def test_a_model_with_external_data(tmp_path, monkeypatch):
-    """Parked weights are replaced like others."""
-    monkeypatch.setattr("ucpe_onnx.parked.LEAST_MODEL", 0)
-    monkeypatch.setattr("ucpe_onnx.parked.LEAST_TENSOR", 64)
+    """Offloaded weights are replaced like others."""
+    monkeypatch.setattr("ucpe_onnx.model.offload.LEAST_MODEL", 0)
+    monkeypatch.setattr("ucpe_onnx.model.offload.LEAST_TENSOR", 64)
     model = classifier()
     onnx.save_model(
         onnx.ModelProto.FromString(model.SerializeToString()),

@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.builders import Net
-from ucpe_onnx.compensation.weights import NewWeight, with_weights
 from ucpe_onnx.errors import MaskError
+from ucpe_onnx.model.new_weights import NewWeight, with_weights
 
 
 @given(arrays.arrays(np.float32, arrays.array_shapes(min_dims=0, min_side=0), elements=st.floats(-9, 9, width=32)))

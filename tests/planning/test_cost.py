@@ -12,7 +12,7 @@ from tests.builders import Net
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.rates import default_rates
-from ucpe_onnx.planning.target import TARGETS
+from ucpe_onnx.runtime.target import TARGETS
 
 WIDTHS = np.array([16, 32, 64])
 

@@ -95,7 +95,7 @@ def test_untouched_segments_with_interleaved_groups_stay_in_order() -> None:
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    from ucpe_onnx.naming import node_names
+    from ucpe_onnx.model.naming import node_names
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.builders import Net, prune
 from ucpe_onnx.planning import Target
-from ucpe_onnx.planning.target import TARGETS
+from ucpe_onnx.runtime.target import TARGETS
 
 
 def widths(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:

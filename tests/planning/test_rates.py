@@ -11,7 +11,7 @@ import pytest
 
 from ucpe_onnx.planning.kernels import AMOUNTS
 from ucpe_onnx.planning.rates import Rates, default_rates
-from ucpe_onnx.planning.target import TARGETS
+from ucpe_onnx.runtime.target import TARGETS
 
 BLOCKED = default_rates(TARGETS["avx512"], 1)
 PLAIN = default_rates(TARGETS["cpu"], 1)

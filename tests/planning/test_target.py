@@ -10,9 +10,9 @@ import pytest
 
 from tests.builders import Net
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.planning import target as targets
-from ucpe_onnx.planning.target import BLOCKED_DOMAIN, TARGETS, Target, probed_block, target_for
+from ucpe_onnx.runtime import target as targets
 from ucpe_onnx.runtime.session import RunOptions, make_session
+from ucpe_onnx.runtime.target import BLOCKED_DOMAIN, TARGETS, Target, probed_block, target_for
 
 HERE = target_for([], "all")
 needs_blocks = pytest.mark.skipif(not HERE.blocked, reason="onnxruntime has no blocked layout on this machine")

@@ -13,10 +13,11 @@ from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning.make import Settings, make_plan
-from ucpe_onnx.planning.target import TARGETS
-from ucpe_onnx.runtime.feeds import random_feeds
-from ucpe_onnx.runtime.session import RunOptions, input_specs
+from ucpe_onnx.runtime.random_feeds import random_feeds
+from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import TARGETS
 from ucpe_onnx.runtime.verify import verify
+from ucpe_onnx.samples.inputs import input_specs
 
 SETTINGS = Settings(target=TARGETS["avx512"])
 

@@ -18,7 +18,7 @@ from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.make import Settings
-from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.runtime.random_feeds import find_feeds
 from ucpe_onnx.runtime.verify import verify
 
 SEEDS = int(os.environ.get("UCPE_SEEDS", "1"))

@@ -12,10 +12,10 @@ from tests.builders import feeds_for, run
 from tests.properties.graphs import Case, models
 from tests.properties.running import is_steady, runs, runs_optimised, to_text
 from ucpe_onnx import prune
-from ucpe_onnx.analysis.criteria import CRITERIA
 from ucpe_onnx.errors import UcpeError, VerificationError
 from ucpe_onnx.options import MODES, SCOPES
 from ucpe_onnx.planning.lower import LOWERING_RULES
+from ucpe_onnx.selection.criteria import CRITERIA
 
 _LONG_RUN = os.environ.get("UCPE_FUZZ", "")
 """See test_emitted_equals_masked."""

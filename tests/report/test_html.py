@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.report.accuracy_reports import BUDGET, POINTS, REPAIR
+from ucpe_onnx.analysis.counts import COPIES, ModelStats
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.report import html_text, svg
 from ucpe_onnx.report.html import render_html
 from ucpe_onnx.report.html_segments import _states
 from ucpe_onnx.report.report import Report, SegmentReport, kept_share
-from ucpe_onnx.report.stats import COPIES, ModelStats
 from ucpe_onnx.runtime.compare import Difference
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.verify import OutputCheck, Verification

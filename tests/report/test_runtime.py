@@ -15,13 +15,13 @@ from tests.builders import Net
 from ucpe_onnx import Result, prune
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.planning.target import target_for
 from ucpe_onnx.report.html import render_html
 from ucpe_onnx.report.report import Report
 from ucpe_onnx.report.runtime import RuntimeComparison, attributed, compare_in_runtime, counts_in_words, in_words
 from ucpe_onnx.report.summary import print_summary
 from ucpe_onnx.runtime.optimised import Finding, OptimisedGraph, read_optimised
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import target_for
 
 CPU = target_for(("CPUExecutionProvider",), "all")
 SHAPES = {"x": (1, 3, 8, 8)}

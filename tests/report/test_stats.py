@@ -8,7 +8,7 @@ import pytest
 from onnx import helper
 
 from tests.builders import Net
-from ucpe_onnx.report.stats import count_macs, model_stats
+from ucpe_onnx.analysis.counts import count_macs, model_stats
 
 
 def macs(net: Net, *outputs: str, **shapes: tuple[int, ...]) -> int | None:

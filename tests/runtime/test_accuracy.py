@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from tests.runtime.builders import FakeSession, giving, linear
-from ucpe_onnx.data import load_data
 from ucpe_onnx.errors import DataError
 from ucpe_onnx.runtime.accuracy import output_agreement, predicted_classes, top1_accuracy
-from ucpe_onnx.runtime.session import input_specs, make_session
+from ucpe_onnx.runtime.session import make_session
+from ucpe_onnx.samples.dataset import load_data
+from ucpe_onnx.samples.inputs import input_specs
 
 CLASSIFIER = linear(np.eye(3, dtype=np.float32))
 LABELS = np.array([0, 1, 2, 1, 0])

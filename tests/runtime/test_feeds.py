@@ -5,9 +5,9 @@ from onnx import TensorProto, helper
 
 from tests.runtime.builders import make_model, node, two_inputs, unary, value
 from ucpe_onnx.errors import ModelError, UsageError
-from ucpe_onnx.runtime import feeds as module
-from ucpe_onnx.runtime.feeds import find_feeds, input_shapes, parse_input_shapes, random_feeds
-from ucpe_onnx.runtime.session import InputSpec, input_specs
+from ucpe_onnx.runtime import random_feeds as module
+from ucpe_onnx.runtime.random_feeds import find_feeds, input_shapes, parse_input_shapes, random_feeds
+from ucpe_onnx.samples.inputs import InputSpec, input_specs
 
 
 def spec(name, shape, dtype=np.float32):

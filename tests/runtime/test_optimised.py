@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.builders import Net
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.parked import Parking
-from ucpe_onnx.planning.target import target_for
+from ucpe_onnx.model.offload import Offload
 from ucpe_onnx.runtime.optimised import OptimisedGraph, read_optimised
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import target_for
 
 CPU = target_for(("CPUExecutionProvider",), "all")
 BLOCK = CPU.block
@@ -262,12 +262,12 @@ def test_half_precision_is_counted_as_it_runs():
 
 
 def test_a_parked_model_reads_like_any_other(monkeypatch):
-    monkeypatch.setattr("ucpe_onnx.parked.LEAST_MODEL", 1)
-    monkeypatch.setattr("ucpe_onnx.parked.LEAST_TENSOR", 1024)
+    monkeypatch.setattr("ucpe_onnx.model.offload.LEAST_MODEL", 1)
+    monkeypatch.setattr("ucpe_onnx.model.offload.LEAST_TENSOR", 1024)
     model = residual().model()
     expected = read_optimised(model)
-    with Parking() as parking:
-        light = parking.park(model)
+    with Offload() as offload:
+        light = offload.store(model)
         assert light.ByteSize() < model.ByteSize()
         assert read_optimised(light) == expected
 

@@ -11,9 +11,9 @@ from tests.builders import Net, check_emission
 from tests.passes.routed import nodes, routed
 from tests.passes.test_selections import quantised
 from ucpe_onnx.planning.lower import LOWERING_RULES
-from ucpe_onnx.planning.target import Target, target_for
 from ucpe_onnx.runtime.optimised import read_optimised
 from ucpe_onnx.runtime.session import RunOptions, make_session
+from ucpe_onnx.runtime.target import Target, target_for
 
 CPU = target_for(("CPUExecutionProvider",), "all")
 BLOCK = CPU.block

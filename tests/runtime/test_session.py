@@ -13,12 +13,12 @@ from ucpe_onnx.runtime.session import (
     OPT_LEVELS,
     RunOptions,
     as_session,
-    input_specs,
     make_session,
     ort_message,
     resolve_providers,
     run,
 )
+from ucpe_onnx.samples.inputs import input_specs
 
 X = {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}
 

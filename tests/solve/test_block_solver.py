@@ -27,7 +27,7 @@ from ucpe_onnx.solve.blocks import (
 )
 from ucpe_onnx.solve.blocks.bound import lower_bound
 from ucpe_onnx.solve.blocks.layout import Desk
-from ucpe_onnx.solve.blocks.master import Limits, all_types, solve_master
+from ucpe_onnx.solve.blocks.master import SolverLimits, all_types, solve_master
 
 COSTS = st.integers(0, 40).map(float)
 SMALL = st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.5])
@@ -107,7 +107,7 @@ def test_equals_brute_force(problem: BlockProblem) -> None:
     assert solution.status == "OPTIMAL"
     desk = Desk(problem)
     start = min(search.fixed_layouts(desk), key=lambda layout: layout.us)
-    alone = solve_master(desk, all_types(desk), start, Limits(10.0, 10.0, 0.0, 0))
+    alone = solve_master(desk, all_types(desk), start, SolverLimits(10.0, 10.0, 0.0, 0))
     assert lower_bound(desk) <= best + 1e-9
     assert alone.layout is not None
     assert alone.layout.us == pytest.approx(best)

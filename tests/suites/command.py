@@ -13,8 +13,8 @@ import onnx
 from tests.suites.comparing import differences, run_model
 from ucpe_onnx import Plan, load_model, masked_model
 from ucpe_onnx.cli import main
-from ucpe_onnx.naming import node_names
-from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.model.naming import node_names
+from ucpe_onnx.runtime.random_feeds import find_feeds
 
 _BYTES = 12 * 2**30
 """Address space for one run: a size that is damaged must not take the machine down."""

@@ -13,7 +13,7 @@ from tests.suites.onnx_cases import Case
 from ucpe_onnx import DataError, UcpeError, VerificationError, masked_model, prune
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masks import Mask
-from ucpe_onnx.naming import node_names
+from ucpe_onnx.model.naming import node_names
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.lower import LOWERING_RULES

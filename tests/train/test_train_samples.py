@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from ucpe_onnx.errors import DataError
-from ucpe_onnx.runtime.session import InputSpec
-from ucpe_onnx.train.samples import Samples, open_samples
+from ucpe_onnx.samples.inputs import InputSpec
+from ucpe_onnx.train.samples import TrainingSamples, open_samples
 
 SPECS = [InputSpec("x", np.dtype(np.float32), (None, 3))]
 X = np.arange(60, dtype=np.float32).reshape(20, 3)
 LABELS = np.arange(20)
 
 
-def gone_through(samples: Samples, size: int = 6, seed: int | None = None) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def gone_through(
+    samples: TrainingSamples, size: int = 6, seed: int | None = None
+) -> tuple[np.ndarray, np.ndarray, list[int]]:
     random = None if seed is None else np.random.default_rng(seed)
     batches = list(samples.batches(size, random))
     labels = [b.labels for b in batches if b.labels is not None]

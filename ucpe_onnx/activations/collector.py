@@ -15,9 +15,9 @@ from ucpe_onnx.activations.layers import Layer, find_layers
 from ucpe_onnx.activations.statistics import ConsumerStatistics, Statistics
 from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Consumer, Trace
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.errors import DataError
 from ucpe_onnx.runtime.session import RunOptions, Session, make_session, run
+from ucpe_onnx.samples.dataset import Dataset
 
 Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from ucpe_onnx.activations.store import Chunks, Store
 from ucpe_onnx.analysis.graph import GraphView, captured_by
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.parked import tensor_value
+from ucpe_onnx.model.offload import tensor_value
 from ucpe_onnx.runtime.session import RunOptions, Session, as_session, ort_message
 
 Array = npt.NDArray[Any]

@@ -14,9 +14,9 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx import numpy_helper
 
-from ucpe_onnx.analysis.skeleton import skeleton
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.parked import FiledArrays, complete, has_parked, model_file, tensor_value
+from ucpe_onnx.model.offload import FiledArrays, complete, has_offloaded, model_file, tensor_value
+from ucpe_onnx.model.skeleton import skeleton
 
 _WARNING, _FATAL = 2, 4
 """Log severities of onnxruntime."""
@@ -182,7 +182,7 @@ def _computed_at_once(part: onnx.ModelProto, names: list[str]) -> dict[str, npt.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = 1
-    with model_file(part) if has_parked(part) else nullcontext(part.SerializeToString()) as loadable:
+    with model_file(part) if has_offloaded(part) else nullcontext(part.SerializeToString()) as loadable:
         session = ort.InferenceSession(loadable, options, providers=["CPUExecutionProvider"])
     found = zip(names, session.run(None, {}), strict=True)
     return {name: value for name, value in found if isinstance(value, np.ndarray)}

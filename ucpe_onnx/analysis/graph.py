@@ -14,7 +14,7 @@ import onnx
 
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.shapes import Shape, infer_shapes
-from ucpe_onnx.naming import node_names
+from ucpe_onnx.model.naming import node_names
 
 __all__ = ["GraphView", "Node", "Shape"]
 
@@ -25,7 +25,7 @@ class Node:
 
     Attributes:
         index: position in graph order.
-        name: the unique name (see :mod:`ucpe_onnx.naming`).
+        name: the unique name (see :mod:`ucpe_onnx.model.naming`).
         op_type: operator, prefixed with ``domain::`` outside of the standard domain.
         inputs: names of the input tensors, "" for one that is left out.
         outputs: names of the output tensors, "" for one that is left out.

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.quantized import constant_use
+from ucpe_onnx.analysis.quantised import constant_use
 from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.structure import Segment, Trace
 from ucpe_onnx.analysis.tracer import Link, WeightUse

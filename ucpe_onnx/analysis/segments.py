@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ucpe_onnx.analysis.layout import LayoutConflict, laid_out, links_by_target
 from ucpe_onnx.analysis.slots import AxisKey, IntArray, Slots, components
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
-from ucpe_onnx.analysis.tracer import Link, Partition, Tracer, WeightUse
+from ucpe_onnx.analysis.tracer import EqualParts, Link, Tracer, WeightUse
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class _Material:
     links: list[Link] = field(default_factory=list)
     consumers: dict[str, None] = field(default_factory=dict)
     producers: dict[str, None] = field(default_factory=dict)
-    partitions: list[Partition] = field(default_factory=list)
+    partitions: list[EqualParts] = field(default_factory=list)
     reasons: dict[str, None] = field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import GraphView
 from ucpe_onnx.analysis.slots import AxisKey, IntArray, Slots
-from ucpe_onnx.analysis.tracer import Link, Partition, Rewrite, WeightUse
+from ucpe_onnx.analysis.tracer import EqualParts, Link, Rewrite, WeightUse
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Segment:
     groups: tuple[tuple[int, ...], ...]
     group_of: IntArray
     parts: Mapping[AxisKey, IntArray]
-    partitions: tuple[Partition, ...]
+    partitions: tuple[EqualParts, ...]
     links: Mapping[AxisKey, list[Link]]
     consumers: tuple[str, ...]
     producers: tuple[str, ...]

@@ -6,7 +6,7 @@ import onnx
 
 from ucpe_onnx.analysis.graph import GraphView, Node
 from ucpe_onnx.analysis.rules import RULES, TAKES_CONSTANT_DATA
-from ucpe_onnx.analysis.rules.quantization import link_codecs
+from ucpe_onnx.analysis.rules.quantisation import link_codecs
 from ucpe_onnx.analysis.rules.rearrange import Rearrangements, find_rearrangements, rearranged
 from ucpe_onnx.analysis.segments import find_segments
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace

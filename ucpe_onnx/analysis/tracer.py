@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import GraphView, Node
-from ucpe_onnx.analysis.quantized import constant_use
+from ucpe_onnx.analysis.quantised import constant_use
 from ucpe_onnx.analysis.slots import AxisKey, IntArray, SlotTable, TensorKey
 
 _LONGEST_AXIS = 1 << 22
@@ -42,7 +42,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Partition:
+class EqualParts:
     """An axis whose parts of equal length must keep equal numbers of positions, one part after the other.
 
     Attributes:
@@ -138,7 +138,7 @@ class Tracer:
         self.consumers: list[WeightUse] = []
         self.producers: list[WeightUse] = []
         self.rewrites: dict[int, Rewrite] = {}
-        self.partitions: list[Partition] = []
+        self.partitions: list[EqualParts] = []
         self._live: set[AxisKey] = set()
 
     def operand(self, node: Node, index: int) -> TensorKey | None:
@@ -238,7 +238,7 @@ class Tracer:
 
     def partition(self, axis: AxisKey, parts: int) -> None:
         """The parts of an axis must keep equal numbers of positions."""
-        self.partitions.append(Partition(axis, parts))
+        self.partitions.append(EqualParts(axis, parts))
 
     def _add(self, link: Link, left: IntArray, right: IntArray) -> None:
         self.links.append(link)

@@ -55,7 +55,7 @@ class SegmentChoices:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ChoiceLimits:
     """What may be chosen from.
 
     Attributes:
@@ -71,7 +71,7 @@ class Limits:
     reading: Callable[[Consumer], int]
 
 
-def choices_for(trace: Trace, losses: Losses, limits: Limits) -> list[SegmentChoices]:
+def choices_for(trace: Trace, losses: Losses, limits: ChoiceLimits) -> list[SegmentChoices]:
     """The ways for every segment that something can be pruned from."""
     found = []
     for segment in trace.segments:
@@ -85,7 +85,7 @@ def choices_for(trace: Trace, losses: Losses, limits: Limits) -> list[SegmentCho
 class _Maker:
     trace: Trace
     losses: Losses
-    limits: Limits
+    limits: ChoiceLimits
     segment: Segment
     readers: list[Consumer]
 

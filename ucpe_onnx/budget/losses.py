@@ -10,16 +10,16 @@ import onnx
 
 from ucpe_onnx.activations.layers import Layer, find_layers
 from ucpe_onnx.activations.statistics import Statistics
-from ucpe_onnx.analysis.criteria import FloatArray
-from ucpe_onnx.analysis.data_criteria import RemovalCurve, removal_curve
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation.alone import refit_alone
 from ucpe_onnx.compensation.error import output_errors
-from ucpe_onnx.compensation.weights import with_weights
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.new_weights import with_weights
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.samples.dataset import Dataset
+from ucpe_onnx.selection.criteria import FloatArray
+from ucpe_onnx.selection.data_criteria import RemovalCurve, removal_curve
 
 SAMPLES = 128
 """Samples that outputs are compared on, for each layer ..."""

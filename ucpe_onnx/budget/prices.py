@@ -11,13 +11,13 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ucpe_onnx.analysis.counts import SECOND_FACTOR, holds_weights
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
-from ucpe_onnx.bounds import all_tensors
+from ucpe_onnx.model.limits import all_tensors
 from ucpe_onnx.planning.cost import Costs
-from ucpe_onnx.report.stats import SECOND_FACTOR, holds_weights
 
 _NOMINAL = 28
 """Length assumed for an axis that is dynamic, unless it is the first: that counts samples."""
@@ -43,7 +43,7 @@ class Prices(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """Multiply-accumulates or parameters, as :mod:`ucpe_onnx.report.stats` counts them.
+    """Multiply-accumulates or parameters, as :mod:`ucpe_onnx.analysis.counts` counts them.
 
     Attributes:
         trace: the analysed model.

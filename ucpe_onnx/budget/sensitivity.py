@@ -8,14 +8,14 @@ import onnx
 
 from ucpe_onnx.activations.layers import find_layers
 from ucpe_onnx.activations.statistics import Statistics
-from ucpe_onnx.analysis.data_criteria import removal_curve
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.budget.losses import SAMPLES, alone, dropped
 from ucpe_onnx.compensation.error import output_errors
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.report.sensitivity import SensitivityPoint
 from ucpe_onnx.runtime.accuracy import top1_accuracy
 from ucpe_onnx.runtime.session import RunOptions, as_session
+from ucpe_onnx.samples.dataset import Dataset
+from ucpe_onnx.selection.data_criteria import removal_curve
 
 RATIOS = (0.125, 0.25, 0.5, 0.75)
 """Shares of each consumer's channels that are dropped."""

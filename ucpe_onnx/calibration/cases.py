@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ucpe_onnx.calibration.chain import Chain
-from ucpe_onnx.planning.target import Target
+from ucpe_onnx.runtime.target import Target
 
 _LARGE = 112
 """Maps of this size are timed for the traffic to memory alone: a convolution on them takes too long."""

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ucpe_onnx.planning import kernels
 from ucpe_onnx.planning.kernels import Amounts
-from ucpe_onnx.planning.target import Target
+from ucpe_onnx.runtime.target import Target
 
 _PATTERN = np.random.default_rng(0).standard_normal(4099).astype(np.float32) * 0.05
 _SCALE = 0.05

@@ -18,8 +18,8 @@ from ucpe_onnx.calibration.timing import Profiler, Progress, Timer, profile_grap
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.planning.kernels import Amounts
 from ucpe_onnx.planning.rates import Rates, default_rates, rates_of, working_threads
-from ucpe_onnx.planning.target import Target, target_for
 from ucpe_onnx.runtime.session import RunOptions, resolve_providers
+from ucpe_onnx.runtime.target import Target, target_for
 
 _LONGEST_US = 1500.0
 """About what the deeper chain of a case takes: long against a session's overhead, short against the time there is."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ucpe_onnx.calibration.chain import Chain
 from ucpe_onnx.calibration.fit import Work
 from ucpe_onnx.planning.kernels import Amounts
-from ucpe_onnx.planning.target import Target
+from ucpe_onnx.runtime.target import Target
 
 Floats = npt.NDArray[np.float64]
 

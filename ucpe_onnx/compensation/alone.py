@@ -11,8 +11,8 @@ from ucpe_onnx.activations.layers import Layer
 from ucpe_onnx.activations.statistics import ConsumerStatistics
 from ucpe_onnx.analysis.graph import GraphView
 from ucpe_onnx.compensation.biases import bias_of
-from ucpe_onnx.compensation.weights import NewWeight
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.new_weights import NewWeight
 
 Array = npt.NDArray[Any]
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.runtime.session import RunOptions, as_session, run
+from ucpe_onnx.samples.dataset import Dataset
 
 Array = npt.NDArray[Any]
 

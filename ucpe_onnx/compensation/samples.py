@@ -14,7 +14,7 @@ from ucpe_onnx.errors import DataError
 Array = npt.NDArray[Any]
 
 
-class Samples:
+class SampleNumbers:
     """Numbers the samples of all feeds.
 
     Args:

@@ -18,7 +18,7 @@ from ucpe_onnx.activations.walk import Walk, reads
 from ucpe_onnx.analysis.graph import GraphView
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation.biases import Bias, bias_of, following, shortcut_of
-from ucpe_onnx.compensation.samples import Samples, takes_nan
+from ucpe_onnx.compensation.samples import SampleNumbers, takes_nan
 from ucpe_onnx.compensation.solve import refit
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
@@ -114,7 +114,7 @@ def compensate(
     dropping = {name: mask for name, mask in masks.items() if not mask.all()}
     if not dropping or not feeds:
         return Compensation()
-    graph, samples = trace.graph, Samples(feeds, real, source)
+    graph, samples = trace.graph, SampleNumbers(feeds, real, source)
     if not takes_nan(graph.model):
         samples.check_inputs(feeds)
     with Store() as store:
@@ -137,7 +137,7 @@ class _Sequence:
     weights: dict[str, Array]
     original: Walk
     pruned: Walk
-    samples: Samples
+    samples: SampleNumbers
     random: np.random.Generator
     left: dict[str, str] = field(default_factory=dict)
     fits: list[LayerFit] = field(default_factory=list)
@@ -295,6 +295,6 @@ class _Sequence:
 
     @staticmethod
     def _step(layer: Layer, count: int, positions: Array | None, features: int) -> int:
-        """Samples whose rows fit in memory at once."""
+        """SampleNumbers whose rows fit in memory at once."""
         count = count if positions is None else positions.size
         return max(1, _MOST_BYTES // (4 * max(count, 1) * features * layer.groups))

@@ -13,13 +13,13 @@ from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation.absorb import absorb
 from ucpe_onnx.compensation.error import output_errors
 from ucpe_onnx.compensation.sequential import Compensation, LayerFit, compensate
-from ucpe_onnx.compensation.weights import NewWeight, with_weights
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.new_weights import NewWeight, with_weights
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.samples.dataset import Dataset
 
 _BATCH = 32
 _FEWEST = 5

@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
-from ucpe_onnx.naming import fresh_name, tensor_names
+from ucpe_onnx.model.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.infra import PassResult
 from ucpe_onnx.passes.insertion import insert_before
 from ucpe_onnx.passes.views import Views

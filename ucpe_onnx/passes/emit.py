@@ -7,7 +7,7 @@ from itertools import chain
 import onnx
 
 from ucpe_onnx.analysis.trace import Trace
-from ucpe_onnx.parked import copy_model
+from ucpe_onnx.model.offload import copy_model
 from ucpe_onnx.passes.adapt_nodes import AdaptNodes
 from ucpe_onnx.passes.declare_constants import DeclareConstants
 from ucpe_onnx.passes.fix_lengths import FixLengths

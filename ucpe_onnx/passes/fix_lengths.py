@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from ucpe_onnx.naming import fresh_name, tensor_names
+from ucpe_onnx.model.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.infra import Emission, PassResult
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from ucpe_onnx.naming import node_names
+from ucpe_onnx.model.naming import node_names
 from ucpe_onnx.passes.infra import PassResult
 
 
 @dataclass(frozen=True)
 class NameNodes:
-    """Name nodes that have no name or share one; see :func:`ucpe_onnx.naming.node_names`."""
+    """Name nodes that have no name or share one; see :func:`ucpe_onnx.model.naming.node_names`."""
 
     name: str = "name-nodes"
 

@@ -12,9 +12,9 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.quantized import zero_value
+from ucpe_onnx.analysis.quantised import zero_value
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
-from ucpe_onnx.naming import fresh_name, tensor_names
+from ucpe_onnx.model.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.adapt_nodes import DraftEdit
 from ucpe_onnx.passes.views import SELECTED_BY, Part, View, Views
 from ucpe_onnx.passes.weights import Array, Edit

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from ucpe_onnx.analysis.quantized import zero_value
+from ucpe_onnx.analysis.quantised import zero_value
 from ucpe_onnx.analysis.slots import IntArray
-from ucpe_onnx.naming import fresh_name, tensor_names
+from ucpe_onnx.model.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.infra import PassResult
 from ucpe_onnx.passes.views import Views
 from ucpe_onnx.passes.weights import Edit, by_group

@@ -49,7 +49,7 @@ Part: TypeAlias = "View | None"
 
 
 @dataclass(frozen=True)
-class Reads:
+class ReadParts:
     """How a consumer reads: the parts of its data input, and whether they are joined or summed if there are several."""
 
     parts: tuple[Part, ...]
@@ -159,24 +159,24 @@ class Views:
             if part is not None and part not in self.selected.get(tensor, ()):
                 yield part
 
-    def reads(self, node: Node) -> Reads:
+    def reads(self, node: Node) -> ReadParts:
         """How a consumer gets its channels."""
         consumer = self.emission.trace.consumers[node.name]
         tensor = str(consumer.use.tensor_axis[0])
         plan = self.emission.plan.consumers[node.name]
         kind = self.emission.plan.segments[consumer.segment].lowerings.get(node.name, "union")
         if kind in ("gather", "slice"):
-            return Reads((self.canonical(tensor, self._selection(consumer, plan.read)),))
+            return ReadParts((self.canonical(tensor, self._selection(consumer, plan.read)),))
         if kind == "duplicate":
             slots = tuple(dict.fromkeys(consumer.slots[list(plan.read)].tolist()))
-            return Reads((self.canonical(tensor, View(consumer.segment, OWN, f"for_{node.name}", slots)),))
+            return ReadParts((self.canonical(tensor, View(consumer.segment, OWN, f"for_{node.name}", slots)),))
         if kind in ("partial", "concat"):
             read, axis = set(plan.read), consumer.use.tensor_axis
             wanted = [
                 view for view in self.blocks_of(tensor, consumer.segment) if int(self.positions(view, axis)[0]) in read
             ]
-            return Reads(tuple(self.canonical(tensor, view) for view in wanted), joined=kind == "concat")
-        return Reads((None,))
+            return ReadParts(tuple(self.canonical(tensor, view) for view in wanted), joined=kind == "concat")
+        return ReadParts((None,))
 
     def sources(self, node: Node, view: Part) -> Iterator[tuple[int, Part]]:
         """For every data input but the one that a consumer reads, the part that a restricted node takes."""

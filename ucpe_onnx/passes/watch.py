@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import onnx
 
-from ucpe_onnx.io import check_model, save_model
+from ucpe_onnx.model.files import check_model, save_model
 from ucpe_onnx.passes.infra import Pass
 
 Observer: TypeAlias = Callable[[Pass, onnx.ModelProto], None]

@@ -14,7 +14,7 @@ from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import Plan, SegmentPlan
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.planning.segment_problem import Question, SegmentProblem
-from ucpe_onnx.planning.target import Target
+from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.solve.blocks import BlockSolution
 from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL
 

@@ -16,7 +16,7 @@ from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
 from ucpe_onnx.planning.rates import Rates
-from ucpe_onnx.planning.target import Target
+from ucpe_onnx.runtime.target import Target
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx import __version__
-from ucpe_onnx.analysis.criteria import FloatArray
-from ucpe_onnx.analysis.select import slot_scores
 from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
@@ -24,10 +21,13 @@ from ucpe_onnx.planning.order import in_original_order, ordered
 from ucpe_onnx.planning.rates import Rates, default_rates
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.planning.segment_problem import ProblemMaker, Question
-from ucpe_onnx.planning.target import Target
 from ucpe_onnx.planning.widths import emitted_slots, needed_slots, pooled_axes, width_multiple
+from ucpe_onnx.runtime.target import Target
+from ucpe_onnx.selection.criteria import FloatArray
+from ucpe_onnx.selection.select import slot_scores
 from ucpe_onnx.solve.blocks import solve_blocks
 from ucpe_onnx.solve.blocks.problem import GATHER, UNION
+from ucpe_onnx.version import __version__
 
 _SHORTEST = 0.02
 """Seconds that every segment gets, however many there are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ucpe_onnx.analysis.quantized import quantization_of
+from ucpe_onnx.analysis.quantised import quantization_of
 from ucpe_onnx.analysis.trace import Trace
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from ucpe_onnx.planning import kernels
 from ucpe_onnx.planning.default_rates import FLOAT, INT8
 from ucpe_onnx.planning.kernels import AMOUNTS, MEGA, Amounts
-from ucpe_onnx.planning.target import Target
+from ucpe_onnx.runtime.target import Target
 
 Coefficients: TypeAlias = Mapping[str, Mapping[str, float]]
 """Microseconds per amount, by family and amount."""

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx.analysis.criteria import FloatArray
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layout import covers_target
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Segment, Trace
 from ucpe_onnx.masks import Mask
-from ucpe_onnx.planning.target import Target
+from ucpe_onnx.runtime.target import Target
+from ucpe_onnx.selection.criteria import FloatArray
 
 _CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3}
 """Which input is the weight."""

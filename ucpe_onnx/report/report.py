@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ucpe_onnx.analysis.counts import ModelStats
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation.stage import Repair
 from ucpe_onnx.plan import Plan
@@ -16,7 +17,6 @@ from ucpe_onnx.report.budget import BudgetReport
 from ucpe_onnx.report.layouts import Rival
 from ucpe_onnx.report.runtime import RuntimeComparison
 from ucpe_onnx.report.sensitivity import SensitivityPoint
-from ucpe_onnx.report.stats import ModelStats
 from ucpe_onnx.report.tuning import TuningStep
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.verify import Verification
@@ -72,7 +72,7 @@ class Report:
         seconds: time by stage.
         rates: where the rates that layouts were predicted with come from.
         rivals: other layouts for the same masks that were timed.
-        tuning: what was timed to choose lowerings, see :mod:`ucpe_onnx.tuning`.
+        tuning: what was timed to choose lowerings, see :mod:`ucpe_onnx.run.tuning`.
         asked: share of the channels that the criterion was to drop; more than ``1 - kept`` where some cost nothing and
             stay, None for given masks.
         runtime: what onnxruntime made of the input and of the emitted model, None if that was not looked at.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.errors import DataError
-from ucpe_onnx.runtime.session import Array, Session, run
+from ucpe_onnx.runtime.session import Session, run
+from ucpe_onnx.samples.dataset import Dataset
+from ucpe_onnx.samples.inputs import Array
 
 
 def top1_accuracy(session: Session, dataset: Dataset, batch_size: int = 32) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ucpe_onnx.runtime.session import Array
+from ucpe_onnx.samples.inputs import Array
 
 RTOL = ATOL = 1e-4
 HALF_RTOL = HALF_ATOL = 1e-2

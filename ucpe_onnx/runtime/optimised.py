@@ -17,11 +17,11 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.parked import give_back
-from ucpe_onnx.planning.target import target_for
+from ucpe_onnx.model.offload import trim_memory
 from ucpe_onnx.runtime.optimised_checks import KINDS, Finding, find, is_convolution
 from ucpe_onnx.runtime.optimised_graph import BLOCKED, OptimisedView
 from ucpe_onnx.runtime.session import RunOptions, make_session
+from ucpe_onnx.runtime.target import target_for
 
 __all__ = ["KINDS", "Finding", "OptimisedGraph", "read_optimised"]
 
@@ -92,7 +92,7 @@ def read_optimised(
     """Have onnxruntime optimise a model, and read what it made of it.
 
     Args:
-        model: the model, parked or not; not changed. Names of its nodes should be unique.
+        model: the model, offloaded or not; not changed. Names of its nodes should be unique.
         options: how onnxruntime runs it; the level of optimisation and the provider matter.
         shapes: the input shapes to count bytes for, by input name.
 
@@ -121,7 +121,7 @@ def _optimise(model: onnx.ModelProto, options: RunOptions) -> onnx.ModelProto:
     with tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True) as folder:
         path = os.path.join(folder, "optimised.onnx")
         make_session(model, options, path, config=_WEIGHTS_APART)
-        give_back()
+        trim_memory()
         try:
             return onnx.load(path, load_external_data=False)
         except (OSError, DecodeError) as error:

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from ucpe_onnx.analysis.graph import GraphView
-from ucpe_onnx.bounds import bodies
+from ucpe_onnx.model.limits import bodies
 
 BLOCKED = "com.microsoft.nchwc"
 """Domain of the operators that work on blocks of channels."""

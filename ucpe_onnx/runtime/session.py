@@ -1,4 +1,4 @@
-"""onnxruntime sessions: made with clear errors, run with clear errors, and what their inputs look like."""
+"""onnxruntime sessions: made with clear errors, run with clear errors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import EncodeError
 
 from ucpe_onnx.errors import ModelError, UsageError
-from ucpe_onnx.io import PROTOBUF_LIMIT
-from ucpe_onnx.parked import complete, has_parked, model_file
-from ucpe_onnx.wire import model_size
+from ucpe_onnx.model.files import PROTOBUF_LIMIT
+from ucpe_onnx.model.offload import complete, has_offloaded, model_file
+from ucpe_onnx.model.serialise import model_size
 
-Array: TypeAlias = npt.NDArray[Any]
-Feed: TypeAlias = dict[str, Array]
 ModelLike: TypeAlias = bytes | str | os.PathLike[str] | onnx.ModelProto
 _Request: TypeAlias = tuple[str, dict[str, str]]
 
@@ -46,22 +42,6 @@ _SOURCE_LOCATION = re.compile(
     r"(?<!\S)\S+\.(?:cc|h|hpp|cpp|cu|cuh):\d+ "  # a file of onnxruntime's
     r"(?:(?:[\w:<>~*&]+ )*[\w:<>~]+\(.*?\)(?: const)? (?=[A-Z]))?"  # then, maybe, the C++ signature of a function
 )
-
-_NUMPY_TYPES: dict[int, npt.DTypeLike] = {
-    onnx.TensorProto.FLOAT: np.float32,
-    onnx.TensorProto.DOUBLE: np.float64,
-    onnx.TensorProto.FLOAT16: np.float16,
-    onnx.TensorProto.INT8: np.int8,
-    onnx.TensorProto.INT16: np.int16,
-    onnx.TensorProto.INT32: np.int32,
-    onnx.TensorProto.INT64: np.int64,
-    onnx.TensorProto.UINT8: np.uint8,
-    onnx.TensorProto.UINT16: np.uint16,
-    onnx.TensorProto.UINT32: np.uint32,
-    onnx.TensorProto.UINT64: np.uint64,
-    onnx.TensorProto.BOOL: np.bool_,
-    onnx.TensorProto.STRING: np.object_,
-}
 
 
 @runtime_checkable
@@ -97,31 +77,6 @@ class RunOptions:
             raise UsageError(f"--opt-level: unknown level {self.opt_level!r}; choose from {', '.join(OPT_LEVELS)}")
         if self.threads < 0:
             raise UsageError(f"--threads: {self.threads} is negative; give a count, or 0 to let onnxruntime decide")
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of a model as the graph declares it.
-
-    Attributes:
-        name: name of the input.
-        dtype: numpy type, or None where numpy can't hold the input (bfloat16, a sequence, an optional).
-        shape: a size, a symbolic name or None (unknown) per axis; None if the graph declares no shape.
-        kind: the declared type in words, for messages.
-    """
-
-    name: str
-    dtype: np.dtype[Any] | None
-    shape: tuple[int | str | None, ...] | None
-    kind: str = "tensor"
-
-
-def input_specs(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
-    """Describe the inputs that a run must be fed: graph inputs that are not initializers, in graph order."""
-    graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
-    constants.update(sparse.values.name for sparse in graph.sparse_initializer)
-    return tuple(_input_spec(value) for value in graph.input if value.name not in constants)
 
 
 def resolve_providers(names: Iterable[str]) -> tuple[str, ...]:
@@ -264,7 +219,7 @@ def _load(model: bytes | str, settings: Any, providers: tuple[_Request, ...], wh
 
 
 def _load_proto(model: onnx.ModelProto, settings: Any, providers: tuple[_Request, ...], where: str) -> Any:
-    if has_parked(model) and not _too_large(model.ByteSize):
+    if has_offloaded(model) and not _too_large(model.ByteSize):
         with model_file(model) as path:
             return _load(path, settings, providers, where)
     model = complete(model)
@@ -292,21 +247,3 @@ def _too_large(size: Callable[[], int]) -> bool:
         return size() >= PROTOBUF_LIMIT
     except (EncodeError, ValueError):  # some versions of protobuf refuse to count that far
         return True
-
-
-def _input_spec(value: onnx.ValueInfoProto) -> InputSpec:
-    kind = value.type.WhichOneof("value") or "undeclared type"
-    if kind != "tensor_type":
-        return InputSpec(value.name, None, None, kind.removesuffix("_type"))
-    tensor = value.type.tensor_type
-    numpy_type = _NUMPY_TYPES.get(tensor.elem_type)
-    dtype = None if numpy_type is None else np.dtype(numpy_type)
-    shape = tuple(_axis(dim) for dim in tensor.shape.dim) if tensor.HasField("shape") else None
-    element = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    return InputSpec(value.name, dtype, shape, f"{element} tensor")
-
-
-def _axis(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value >= 0 else None  # some exporters write -1 for "unknown"
-    return dim.dim_param or None

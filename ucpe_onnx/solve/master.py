@@ -22,7 +22,7 @@ _PRECISION = 40  # bits of the integers that stand for the weights
 
 
 @dataclass(frozen=True)
-class Selection:
+class MetDemands:
     """Demands that can be met together, by index.
 
     Attributes:
@@ -38,7 +38,7 @@ class Selection:
 
 def select(
     demands: Sequence[Demand], sizes: Sequence[int], known: Collection[int], deadline: float, seed: int
-) -> Selection:
+) -> MetDemands:
     """Choose the heaviest set of demands that can be met together.
 
     Args:
@@ -52,7 +52,7 @@ def select(
     total = math.fsum(demand.weight for demand in demands)
     oracle = Oracle(demands, sizes)
     if oracle.feasible(everything):
-        return Selection(frozenset(everything), total, True)
+        return MetDemands(frozenset(everything), total, True)
     weights, scale = integer_weights([demand.weight for demand in demands])
 
     def weight(chosen: Collection[int]) -> int:
@@ -75,7 +75,7 @@ def select(
         if not late():
             best = max(best, _extended(oracle, chosen, weights, late), key=weight)
     optimal = bound <= weight(best)
-    return Selection(frozenset(best), min(total, bound / scale), optimal)
+    return MetDemands(frozenset(best), min(total, bound / scale), optimal)
 
 
 def integer_weights(weights: Sequence[float]) -> tuple[list[int], float]:

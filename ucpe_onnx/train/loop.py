@@ -22,8 +22,8 @@ from ucpe_onnx.train.losses import make_loss
 from ucpe_onnx.train.metrics import Judged, judge
 from ucpe_onnx.train.network import Network
 from ucpe_onnx.train.options import TrainOptions
-from ucpe_onnx.train.pruning import PDP, Allotment, GradualMagnitude, Layer, OneShot, Pruner, Schedule, Sparsity
-from ucpe_onnx.train.samples import Batch, Samples
+from ucpe_onnx.train.pruning import PDP, Allotment, GradualMagnitude, OneShot, PrunableLayer, Pruner, Schedule, Sparsity
+from ucpe_onnx.train.samples import Batch, TrainingSamples
 
 _RENEWED = 50
 """Batches that means and variances of batch normalisations are renewed from in the end."""
@@ -80,8 +80,8 @@ class Trainer:
     def __init__(
         self,
         network: Network,
-        layers: Sequence[Layer],
-        samples: tuple[Samples, Samples],
+        layers: Sequence[PrunableLayer],
+        samples: tuple[TrainingSamples, TrainingSamples],
         options: TrainOptions,
         tell: Progress,
     ) -> None:
@@ -279,7 +279,7 @@ def _overall(layers: Mapping[str, Sparsity]) -> tuple[float, float]:
     return gone, sum(each.undecided * each.prunable for each in layers.values()) / prunable
 
 
-def _pruner(layers: Sequence[Layer], options: TrainOptions, steps: int) -> Pruner:
+def _pruner(layers: Sequence[PrunableLayer], options: TrainOptions, steps: int) -> Pruner:
     """The method that the options name."""
     schedule = Schedule(steps, options.warmup, options.ramp, options.shape)
     fixed = all(layer.fixed is not None for layer in layers)

@@ -15,19 +15,19 @@ import onnx_graphsurgeon as gs
 import torch
 
 from ucpe_onnx.analysis.trace import trace
-from ucpe_onnx.data import LABELS
 from ucpe_onnx.errors import DataError
-from ucpe_onnx.io import load_model
-from ucpe_onnx.job import Result
 from ucpe_onnx.masks import Mask, save_masks
+from ucpe_onnx.model.files import load_model
+from ucpe_onnx.model.source import ModelSource, Source, open_source
 from ucpe_onnx.pipeline import prune
-from ucpe_onnx.runtime.session import Array, InputSpec, input_specs
-from ucpe_onnx.source import ModelSource, Source, open_source
+from ucpe_onnx.run.job import Result
+from ucpe_onnx.samples.dataset import LABELS
+from ucpe_onnx.samples.inputs import Array, InputSpec, input_specs
 from ucpe_onnx.train.loop import Epoch, Progress, Trainer
 from ucpe_onnx.train.network import Network, with_trained
 from ucpe_onnx.train.options import TrainOptions
+from ucpe_onnx.train.prunable import find_targets
 from ucpe_onnx.train.samples import open_samples
-from ucpe_onnx.train.targets import find_targets
 
 HOLD_OUT = 10
 """Every so-manieth sample judges, if nothing else is given to do that."""

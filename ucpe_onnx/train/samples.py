@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ucpe_onnx.data import LABELS, Dataset, load_data, stream_data
 from ucpe_onnx.errors import DataError
-from ucpe_onnx.runtime.session import Array, InputSpec
+from ucpe_onnx.samples.dataset import LABELS, Dataset, load_data, stream_data
+from ucpe_onnx.samples.inputs import Array, InputSpec
 
 _LOCAL_HEADER = 30
 """Bytes of a zip file's local header before the name and the extra field, whose lengths its last two fields are."""
@@ -36,7 +36,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Samples:
+class TrainingSamples:
     """Training samples that can be gone through any number of times; :func:`open_samples` makes them.
 
     Attributes:
@@ -63,7 +63,7 @@ class Samples:
             return self.data.labels is not None
         return next(self.batches(1)).labels is not None
 
-    def split(self, every: int) -> tuple[Samples, Samples]:
+    def split(self, every: int) -> tuple[TrainingSamples, TrainingSamples]:
         """All samples but every so-manieth, and those.
 
         Raises:
@@ -121,13 +121,14 @@ class Samples:
             yield _joined(waiting)
 
 
-def open_samples(source: Any, specs: Sequence[InputSpec], labels: Array | None = None) -> Samples:
+def open_samples(source: Any, specs: Sequence[InputSpec], labels: Array | None = None) -> TrainingSamples:
     """Open training samples.
 
     Args:
-        source: as ``--data`` takes it, a folder of ``<input>.npy`` files, or what :func:`ucpe_onnx.data.load_data`
-            takes in Python. Files are mapped into memory, not read, unless they are compressed. ``module:callable``, or
-            a callable, is called anew for every epoch, and what it yields is forgotten at once.
+        source: as ``--data`` takes it, a folder of ``<input>.npy`` files, or what
+            :func:`ucpe_onnx.samples.dataset.load_data` takes in Python. Files are mapped into memory, not
+            read, unless they are compressed. ``module:callable``, or a callable, is called anew for every epoch, and
+            what it yields is forgotten at once.
         specs: the inputs of the model, with batch axes open.
         labels: class ids of all samples, if the source does not hold them.
 
@@ -138,13 +139,13 @@ def open_samples(source: Any, specs: Sequence[InputSpec], labels: Array | None =
     if _is_stream(source):
         if labels is not None:
             raise DataError(f"{where}: labels of a stream must be in its items, as {LABELS!r}")
-        return Samples(where, None, source, specs)
+        return TrainingSamples(where, None, source, specs)
     data = load_data(_mapped(source), specs, where)
     if labels is not None:
         if len(labels) != data.samples:
             raise DataError(f"{where}: there are {data.samples} samples but {len(labels)} labels")
         data = replace(data, labels=labels)
-    return Samples(where, data, None, specs)
+    return TrainingSamples(where, data, None, specs)
 
 
 def _joined(items: list[Dataset]) -> Batch:

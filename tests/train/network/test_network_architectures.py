@@ -12,7 +12,7 @@ from models import ARCHITECTURES, DEEP, build
 from tests.models.test_builders import LARGE, feeds
 from tests.train.network.running import check_equal, projected, tensors
 from ucpe_onnx import load_model
-from ucpe_onnx.runtime.feeds import find_feeds
+from ucpe_onnx.runtime.random_feeds import find_feeds
 from ucpe_onnx.train.network import Network
 
 ROOT = Path(__file__).parents[3]

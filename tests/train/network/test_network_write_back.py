@@ -19,7 +19,7 @@ from tests.builders import Net, run
 from tests.train.network.running import classifier, error, outputs_of, projected, tensors, uniform_feeds
 from ucpe_onnx import load_model
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.parked import Parking, has_parked
+from ucpe_onnx.model.offload import Offload, has_offloaded
 from ucpe_onnx.train.network import Network, with_trained
 
 
@@ -157,15 +157,15 @@ def test_external_and_parked_weights(tmp_path: Path) -> None:
     feeds = uniform_feeds(model)
     written = check_round_trip(loaded, feeds)
     assert not any(uses_external_data(tensor) for tensor in written.graph.initializer)
-    with pytest.MonkeyPatch.context() as patch, Parking() as parking:
-        patch.setattr("ucpe_onnx.parked.LEAST_MODEL", 1)
-        patch.setattr("ucpe_onnx.parked.LEAST_TENSOR", 1000)
-        parked = parking.park(model)
-        assert has_parked(parked)
-        network = Network(parked)
+    with pytest.MonkeyPatch.context() as patch, Offload() as offload:
+        patch.setattr("ucpe_onnx.model.offload.LEAST_MODEL", 1)
+        patch.setattr("ucpe_onnx.model.offload.LEAST_TENSOR", 1000)
+        offloaded = offload.store(model)
+        assert has_offloaded(offloaded)
+        network = Network(offloaded)
         trained_once(network, feeds)
-        written = with_trained(parked, network.trained())
-        assert not has_parked(written)
+        written = with_trained(offloaded, network.trained())
+        assert not has_offloaded(written)
     assert error(run(written, feeds)[0], outputs_of(network, feeds)[0]) < 1e-5
 
 

@@ -34,7 +34,7 @@ from ucpe_onnx.train.pruning import (
     Schedule,
     layers_of,
 )
-from ucpe_onnx.train.pruning.parametrization import SoftMask
+from ucpe_onnx.train.pruning.parametrisation import SoftMask
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,8 +13,8 @@ from ucpe_onnx.errors import UsageError
 from ucpe_onnx.train.pruning import (
     BlockLayer,
     GroupLayer,
-    Layer,
     Member,
+    PrunableLayer,
     WeightLayer,
     axis_index,
     channel_index,
@@ -165,7 +165,7 @@ def test_frozen_parts_stay_and_do_not_count(kind: str) -> None:
     weight[:, :3] = 0.0
     frozen = torch.arange(6) < 2
     member = Member(Holder(weight=weight), "weight", axis_index((4, 6), 1))
-    layer: Layer = GroupLayer("g", 6, [member], frozen=frozen)
+    layer: PrunableLayer = GroupLayer("g", 6, [member], frozen=frozen)
     if kind == "weights":
         layer = WeightLayer("w", [member], frozen.expand(4, 6))
     scale = 4 if kind == "weights" else 1

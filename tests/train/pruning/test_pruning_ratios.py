@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from tests.train.pruning.pruning_models import few
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.train.pruning import Allotment, BlockLayer, GroupLayer, Layer, Member, WeightLayer, allot, axis_index
+from ucpe_onnx.train.pruning import (
+    Allotment,
+    BlockLayer,
+    GroupLayer,
+    Member,
+    PrunableLayer,
+    WeightLayer,
+    allot,
+    axis_index,
+)
 
 
 def weights_layer(name: str, values: Tensor) -> WeightLayer:
@@ -29,8 +38,8 @@ def groups_layer(name: str, values: Tensor, frozen: Tensor | None = None) -> Gro
 
 
 @st.composite
-def several(draw: st.DrawFn) -> list[Layer]:
-    layers: list[Layer] = []
+def several(draw: st.DrawFn) -> list[PrunableLayer]:
+    layers: list[PrunableLayer] = []
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
     for at in range(draw(st.integers(1, 5))):
         rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 12))
@@ -50,7 +59,9 @@ ratios = st.one_of(st.floats(0, 0.99), st.sampled_from([0.1, 0.29, 0.5, 0.9]))
 
 @few
 @given(several(), ratios, st.sampled_from(["global", "local"]), st.sampled_from(["magnitude", "lamp"]))
-def test_the_sum_is_the_target_and_limits_hold(layers: list[Layer], ratio: float, scope: str, rank: str) -> None:
+def test_the_sum_is_the_target_and_limits_hold(
+    layers: list[PrunableLayer], ratio: float, scope: str, rank: str
+) -> None:
     counts = allot(layers, Allotment(ratio, scope=scope, rank=rank, most=1.0))
     limits = [
         max(0, min(layer.prunable, layer.prunable - 1 + (0 if layer.frozen is None else int(layer.frozen.sum()))))
@@ -68,7 +79,7 @@ def test_the_sum_is_the_target_and_limits_hold(layers: list[Layer], ratio: float
 
 @few
 @given(several(), ratios)
-def test_a_share_of_weights_is_met_within_one_group(layers: list[Layer], ratio: float) -> None:
+def test_a_share_of_weights_is_met_within_one_group(layers: list[PrunableLayer], ratio: float) -> None:
     counts = allot(layers, Allotment(ratio, by="weights", most=1.0))
     sizes = [layer.candidates(layer.sizes().expand(layer.shape)) for layer in layers]
     target = ratio * sum(int(size.sum()) for size in sizes)
@@ -104,13 +115,13 @@ def test_a_high_ratio_raises_the_default_limit() -> None:
 
 
 def test_a_layer_that_keeps_something_frozen_may_lose_the_rest() -> None:
-    layers: list[Layer] = [groups_layer("one", torch.ones(2, 3) / 100, torch.tensor([True, False, False]))]
+    layers: list[PrunableLayer] = [groups_layer("one", torch.ones(2, 3) / 100, torch.tensor([True, False, False]))]
     layers.append(groups_layer("other", torch.ones(2, 8)))
     assert allot(layers, Allotment(0.2, most=1.0)) == {"one": 2, "other": 0}
 
 
 def test_layers_with_ratios_of_their_own() -> None:
-    layers: list[Layer] = [weights_layer(name, torch.arange(1.0, 11)) for name in "abc"]
+    layers: list[PrunableLayer] = [weights_layer(name, torch.arange(1.0, 11)) for name in "abc"]
     module = nn.Module()
     module.weight = nn.Parameter(torch.ones(2, 4))
     layers.append(BlockLayer("blocks", [Member(module, "weight")], 1, 2))
@@ -124,7 +135,7 @@ def test_rounding_does_not_mind_floating_point() -> None:
 
 @few
 @given(several(), st.floats(0, 0.9), st.floats(0, 0.9))
-def test_a_larger_ratio_takes_no_less_of_any_layer(layers: list[Layer], one: float, other: float) -> None:
+def test_a_larger_ratio_takes_no_less_of_any_layer(layers: list[PrunableLayer], one: float, other: float) -> None:
     assume(one <= other)
     less, more = (allot(layers, Allotment(ratio, most=1.0)) for ratio in (one, other))
     assert all(less[name] <= more[name] for name in less)

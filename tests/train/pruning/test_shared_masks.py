@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from tests.train.pruning.pruning_models import INPUTS, METHODS, perceptron, sgd, train_steps
-from ucpe_onnx.train.pruning import PDP, GroupLayer, Layer, Member, Pruner, Schedule, axis_index
-from ucpe_onnx.train.pruning.parametrization import SoftMask
+from ucpe_onnx.train.pruning import PDP, GroupLayer, Member, PrunableLayer, Pruner, Schedule, axis_index
+from ucpe_onnx.train.pruning.parametrisation import SoftMask
 
 
-def slots(model: nn.Sequential) -> list[Layer]:
+def slots(model: nn.Sequential) -> list[PrunableLayer]:
     """The two hidden widths of a perceptron, each with its producer, its bias and its consumer; all of it is scored."""
-    layers: list[Layer] = []
+    layers: list[PrunableLayer] = []
     for at in (0, 2):
         producer, consumer = model[at], model[at + 2]
         assert isinstance(producer, nn.Linear)

@@ -17,10 +17,10 @@ from ucpe_onnx.analysis.rules import (
     elementwise,
     indexing,
     linear,
-    normalization,
+    normalisation,
     padding,
     pooling,
-    quantization,
+    quantisation,
     recurrent,
     reduction,
     repeat,
@@ -31,10 +31,10 @@ from ucpe_onnx.analysis.tracer import Tracer
 RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
     convolution.RULES
     | linear.RULES
-    | normalization.RULES
+    | normalisation.RULES
     | elementwise.RULES
     | pooling.RULES
-    | quantization.RULES
+    | quantisation.RULES
     | reduction.RULES
     | shape.RULES
     | indexing.RULES
@@ -46,7 +46,7 @@ RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
 )
 """Operator type -> rule; operators outside of the standard domain as ``domain::type``."""
 
-_ANY_OPERAND = (elementwise.broadcasting, quantization.quantised_pair, quantization.quantised_concat)
+_ANY_OPERAND = (elementwise.broadcasting, quantisation.quantised_pair, quantisation.quantised_concat)
 
 TAKES_CONSTANT_DATA = frozenset(
     {"Concat", "DequantizeLinear", "Gather", "Gemm", "MatMul", "PRelu", "QuantizeLinear", "Where"}

@@ -13,7 +13,7 @@ import onnx
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.shapes.partial import Shape
 from ucpe_onnx.analysis.shapes.refine import Refinement, dimensions
-from ucpe_onnx.analysis.skeleton import skeleton
+from ucpe_onnx.model.skeleton import skeleton
 
 _NO_NAMES = frozenset({"None", "?", "*", "-1", "unk"})
 """Names that some converters give every dimension that they don't know; equal ones need not be equally long."""

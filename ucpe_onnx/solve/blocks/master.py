@@ -27,7 +27,7 @@ _ROUNDING = 1e-5  # what these bits may hide
 
 
 @dataclass(frozen=True)
-class Limits:
+class SolverLimits:
     """When to stop.
 
     Attributes:
@@ -102,7 +102,7 @@ def model_size(desk: Desk, families: Families | None = None) -> int:
     )
 
 
-def solve_master(desk: Desk, families: Families, known: Layout, limits: Limits) -> Improved:
+def solve_master(desk: Desk, families: Families, known: Layout, limits: SolverLimits) -> Improved:
     """Find the best layout of the given types.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ucpe_onnx.solve.blocks.bound import lower_bound
 from ucpe_onnx.solve.blocks.evaluate import evaluate
 from ucpe_onnx.solve.blocks.layout import Desk, Layout
-from ucpe_onnx.solve.blocks.master import Limits, all_types, model_size, near_types, solve_master
+from ucpe_onnx.solve.blocks.master import SolverLimits, all_types, model_size, near_types, solve_master
 from ucpe_onnx.solve.blocks.problem import FEASIBLE, OPTIMAL, BlockProblem, BlockSolution
 from ucpe_onnx.solve.blocks.search import fixed_layouts, warm_start
 
@@ -40,11 +40,11 @@ def solve_blocks(
         best = warm_start(desk, known, lambda: time.perf_counter() > start + _SHARE * seconds)
     left = start + seconds - time.perf_counter()
     if left > 0 and not _proven(best, bound, tolerance):
-        best, bound = _refined(desk, best, bound, Limits(left, effort, tolerance, seed))
+        best, bound = _refined(desk, best, bound, SolverLimits(left, effort, tolerance, seed))
     return _result(problem, best, bound, start)
 
 
-def _refined(desk: Desk, best: Layout, bound: float, limits: Limits) -> tuple[Layout, float]:
+def _refined(desk: Desk, best: Layout, bound: float, limits: SolverLimits) -> tuple[Layout, float]:
     """A better layout and a better bound, by CP-SAT with all types of blocks, or with some if they are too many."""
     exact = model_size(desk) <= _LARGE
     types = all_types(desk) if exact else near_types(desk, best)

@@ -42,7 +42,7 @@ _WIDER: dict[str, npt.DTypeLike] = {"uint16": np.int32, "uint32": np.int64, "uin
 
 
 @dataclass(frozen=True)
-class Pass:
+class ForwardPass:
     """The state of one pass through the network.
 
     Attributes:
@@ -76,7 +76,7 @@ class Call:
 
     node: Node
     opset: int
-    run: Pass
+    run: ForwardPass
     label: str = "the model"
 
     def number(self, name: str, default: float) -> float:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.errors import DataError, ModelError
-from ucpe_onnx.functions import check_functions, inline_functions
-from ucpe_onnx.naming import node_names
-from ucpe_onnx.train.network.call import Call, Operator, Pass, as_tensor
+from ucpe_onnx.model.functions import check_functions, inline_functions
+from ucpe_onnx.model.naming import node_names
+from ucpe_onnx.train.network.call import Call, ForwardPass, Operator, as_tensor
 from ucpe_onnx.train.network.operators import OPERATORS
 from ucpe_onnx.train.network.weights import Constant, attribute_names, find_roles, read_constants
 
@@ -58,7 +58,7 @@ class Network(nn.Module):
     training does not change are no part of the ``state_dict``.
 
     Args:
-        model: the model, all weights in memory or parked; not changed, and not kept.
+        model: the model, all weights in memory or offloaded; not changed, and not kept.
         label: what to call it in messages.
         frozen: names of constants that training leaves as they are, weights or running statistics.
 
@@ -112,7 +112,7 @@ class Network(nn.Module):
         """
         place: Tensor = self.get_buffer("_place")
         updates = self.training and not self.freeze_statistics
-        run = Pass(self.training, self.statistic_of if updates else (), place.dtype, place.device)
+        run = ForwardPass(self.training, self.statistic_of if updates else (), place.dtype, place.device)
         values = self._values(feeds, run)
         for step in self._steps:
             results = self._computed(step, values, run)
@@ -157,7 +157,7 @@ class Network(nn.Module):
             else:
                 self._integers[name] = tensor
 
-    def _values(self, feeds: Mapping[str, Tensor], run: Pass) -> dict[str, Tensor]:
+    def _values(self, feeds: Mapping[str, Tensor], run: ForwardPass) -> dict[str, Tensor]:
         """What is known before the first node: constants, each weight computed once, and inputs."""
         values = dict(self._integers)
         for module, attribute_of in (
@@ -175,7 +175,7 @@ class Network(nn.Module):
             values[name] = feeds[name].to(run.device, dtype)
         return values
 
-    def _computed(self, step: _Step, values: Mapping[str, Tensor], run: Pass) -> Sequence[Tensor | None]:
+    def _computed(self, step: _Step, values: Mapping[str, Tensor], run: ForwardPass) -> Sequence[Tensor | None]:
         node = step.node
         inputs = [values[name] if name else None for name in node.inputs]
         try:

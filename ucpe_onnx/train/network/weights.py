@@ -15,7 +15,7 @@ import onnx
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.naming import fresh_name
+from ucpe_onnx.model.naming import fresh_name
 
 WEIGHTS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (1, 2),

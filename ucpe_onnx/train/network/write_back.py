@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.parked import VALUE_FIELDS, copy_model
+from ucpe_onnx.model.offload import VALUE_FIELDS, copy_model
 
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 

@@ -4,7 +4,7 @@ from ucpe_onnx.train.pruning.baselines import GradualMagnitude, OneShot
 from ucpe_onnx.train.pruning.blocks import BlockLayer
 from ucpe_onnx.train.pruning.discover import layers_of
 from ucpe_onnx.train.pruning.groups import GroupLayer, axis_index, channel_index
-from ucpe_onnx.train.pruning.layers import Layer, Member, WeightLayer
+from ucpe_onnx.train.pruning.layers import Member, PrunableLayer, WeightLayer
 from ucpe_onnx.train.pruning.pdp import PDP
 from ucpe_onnx.train.pruning.pruner import Pruner, Sparsity
 from ucpe_onnx.train.pruning.ratios import Allotment, allot
@@ -16,9 +16,9 @@ __all__ = [
     "BlockLayer",
     "GradualMagnitude",
     "GroupLayer",
-    "Layer",
     "Member",
     "OneShot",
+    "PrunableLayer",
     "Pruner",
     "Schedule",
     "Sparsity",

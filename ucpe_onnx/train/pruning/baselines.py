@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ucpe_onnx.train.pruning.layers import Layer
-from ucpe_onnx.train.pruning.parametrization import HardMask, LayerMask
+from ucpe_onnx.train.pruning.layers import PrunableLayer
+from ucpe_onnx.train.pruning.parametrisation import HardMask, LayerMask
 from ucpe_onnx.train.pruning.pruner import Pruner
 from ucpe_onnx.train.pruning.schedule import Schedule
 
@@ -19,7 +19,7 @@ class GradualMagnitude(Pruner):
 
     shape = "cubic"
 
-    def _mask(self, layer: Layer) -> LayerMask:
+    def _mask(self, layer: PrunableLayer) -> LayerMask:
         return HardMask(layer)
 
     def _settling(self) -> bool:

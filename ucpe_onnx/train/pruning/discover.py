@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter, is_lazy
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.train.pruning.blocks import BlockLayer, parse_pattern
 from ucpe_onnx.train.pruning.groups import GroupLayer, axis_index, channel_index
-from ucpe_onnx.train.pruning.layers import Layer, Member, WeightLayer
+from ucpe_onnx.train.pruning.layers import Member, PrunableLayer, WeightLayer
 
 _Convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -24,7 +24,7 @@ def layers_of(
     exclude: Collection[str] = (),
     exclude_ends: bool | None = None,
     block_axis: int | None = None,
-) -> list[Layer]:
+) -> list[PrunableLayer]:
     """One layer for the weight of each Conv, ConvTranspose and Linear module.
 
     Biases are not pruned. A weight that several modules share, an embedding for instance, is masked in all of them.
@@ -60,7 +60,7 @@ def layers_of(
         for name, module in names.items()
         if name not in ends and not any(_matches(name, one) for one in exclude)
     }
-    layers: list[Layer] = []
+    layers: list[PrunableLayer] = []
     seen: set[int] = set()
     for name, module in chosen.items():
         weight = _weight(name, module)

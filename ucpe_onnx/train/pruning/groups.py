@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.train.pruning.layers import Layer, Member, exact
+from ucpe_onnx.train.pruning.layers import Member, PrunableLayer, exact
 
 
-class GroupLayer(Layer):
+class GroupLayer(PrunableLayer):
     """Groups of weights, numbered from 0, that any number of parameters share.
 
     The magnitude of a group is the root of the mean of w² over all of its scored weights, so that a temperature means

@@ -46,7 +46,7 @@ class Member:
         return weight
 
 
-class Layer(ABC):
+class PrunableLayer(ABC):
     """A unit of pruning with its own ratio and threshold.
 
     Attributes:
@@ -128,7 +128,7 @@ def exact(weight: Tensor) -> Tensor:
     return weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
 
 
-class WeightLayer(Layer):
+class WeightLayer(PrunableLayer):
     """Single weights of one parameter: unstructured pruning.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.train.pruning.layers import Layer, WeightLayer
-from ucpe_onnx.train.pruning.parametrization import LayerMask, SoftMask
+from ucpe_onnx.train.pruning.layers import PrunableLayer, WeightLayer
+from ucpe_onnx.train.pruning.parametrisation import LayerMask, SoftMask
 from ucpe_onnx.train.pruning.pruner import Pruner
 from ucpe_onnx.train.pruning.ratios import Allotment
 from ucpe_onnx.train.pruning.schedule import Schedule
@@ -66,7 +66,7 @@ class PDP(Pruner):
 
     def __init__(
         self,
-        target: nn.Module | Sequence[Layer],
+        target: nn.Module | Sequence[PrunableLayer],
         ratio: float | Allotment | None = None,
         *,
         steps: int | None = None,
@@ -94,10 +94,10 @@ class PDP(Pruner):
             target, ratio, steps=steps, schedule=schedule, granularity=granularity, exclude=exclude, every=every
         )
 
-    def _mask(self, layer: Layer) -> LayerMask:
+    def _mask(self, layer: PrunableLayer) -> LayerMask:
         return SoftMask(layer, self.temperature_at(0, layer), self.tau_mode, self.detach)
 
-    def temperature_at(self, step: int, layer: Layer) -> float:
+    def temperature_at(self, step: int, layer: PrunableLayer) -> float:
         """The temperature of a layer after so many steps, in the units of ``tau``."""
         single = type(layer) is WeightLayer
         tau = _TAU[self.tau_mode][single] if self.tau is None else self.tau

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.train.pruning.discover import layers_of
-from ucpe_onnx.train.pruning.layers import Layer
-from ucpe_onnx.train.pruning.parametrization import LayerMask, attach, remove
+from ucpe_onnx.train.pruning.layers import PrunableLayer
+from ucpe_onnx.train.pruning.parametrisation import LayerMask, attach, remove
 from ucpe_onnx.train.pruning.ratios import Allotment, allot
 from ucpe_onnx.train.pruning.schedule import Schedule
 
@@ -56,7 +56,7 @@ class Pruner(ABC):
 
     def __init__(
         self,
-        target: nn.Module | Sequence[Layer],
+        target: nn.Module | Sequence[PrunableLayer],
         ratio: float | Allotment | None = None,
         *,
         steps: int | None = None,
@@ -67,7 +67,7 @@ class Pruner(ABC):
     ) -> None:
         if isinstance(target, nn.Module):
             target = layers_of(target, granularity, exclude=exclude)
-        self.layers: tuple[Layer, ...] = tuple(target)
+        self.layers: tuple[PrunableLayer, ...] = tuple(target)
         self.allotment = ratio if ratio is None or isinstance(ratio, Allotment) else Allotment(float(ratio))
         self.schedule = self._schedule(steps) if schedule is None else schedule
         self.every = every
@@ -81,7 +81,7 @@ class Pruner(ABC):
         self._update()
 
     @abstractmethod
-    def _mask(self, layer: Layer) -> LayerMask:
+    def _mask(self, layer: PrunableLayer) -> LayerMask:
         """The mask of a layer, which drops nothing yet."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.train.pruning.layers import Layer
+from ucpe_onnx.train.pruning.layers import PrunableLayer
 
 _MOST = 0.95
 """No layer loses more than this share unless that is asked for or the ratio needs it."""
@@ -28,7 +28,7 @@ class Allotment:
             weights in unstructured pruning), "weights" the masked weights that hang on them.
         rank: with scope "global", how layers compare: by "magnitude" as it is, as in the paper, or by "lamp", which
             divides the square of each by the sum of squares of those that are not smaller in its layer (Lee et al.,
-            "Layer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, arXiv 2010.07611, equation 4).
+            "PrunableLayer-adaptive sparsity for the magnitude-based pruning", ICLR 2021, arXiv 2010.07611, equation 4).
         most: the largest share that a layer may lose; what it would lose beyond that, others lose. None for 0.95, or
             half-way from the ratio to 1 if that is more.
         min_keep: how many a layer keeps at least, with those that are frozen.
@@ -60,7 +60,7 @@ class Allotment:
             raise UsageError("a layer keeps at least 1")
 
 
-def allot(layers: Sequence[Layer], allotment: Allotment | None) -> dict[str, int]:
+def allot(layers: Sequence[PrunableLayer], allotment: Allotment | None) -> dict[str, int]:
     """How many of each layer go in the end, from the magnitudes as they are.
 
     The sum is the target rounded down, or what the limits of the layers allow if that is less. With ``by="weights"`` it
@@ -99,13 +99,13 @@ def _floor(count: float) -> int:
     return math.floor(count + 1e-6)
 
 
-def _limit(layer: Layer, min_keep: int, most: float) -> int:
+def _limit(layer: PrunableLayer, min_keep: int, most: float) -> int:
     """The largest number that a layer may lose."""
     frozen = 0 if layer.frozen is None else int(layer.frozen.sum())
     return max(0, min(_floor(most * layer.prunable), layer.prunable - max(0, min_keep - frozen)))
 
 
-def _local(layers: Sequence[Layer], limits: Sequence[int], allotment: Allotment) -> list[int]:
+def _local(layers: Sequence[PrunableLayer], limits: Sequence[int], allotment: Allotment) -> list[int]:
     """The same share of each; the largest remainders are rounded up until the sum is right."""
     shares = [allotment.ratio * layer.prunable for layer in layers]
     counts = [min(_floor(share), limit) for share, limit in zip(shares, limits, strict=True)]
@@ -118,7 +118,7 @@ def _local(layers: Sequence[Layer], limits: Sequence[int], allotment: Allotment)
     return counts
 
 
-def _global(layers: Sequence[Layer], limits: Sequence[int], allotment: Allotment) -> list[int]:
+def _global(layers: Sequence[PrunableLayer], limits: Sequence[int], allotment: Allotment) -> list[int]:
     """The smallest of all layers; of each layer those beyond its limit do not take part."""
     scores, sizes, owners = [], [], []
     for at, (layer, limit) in enumerate(zip(layers, limits, strict=True)):
@@ -135,7 +135,7 @@ def _global(layers: Sequence[Layer], limits: Sequence[int], allotment: Allotment
     return torch.bincount(torch.cat(owners)[order][gone], minlength=len(layers)).tolist()
 
 
-def _all(layers: Sequence[Layer], by: str) -> int:
+def _all(layers: Sequence[PrunableLayer], by: str) -> int:
     """What the ratio is a share of."""
     if by == "groups":
         return sum(layer.prunable for layer in layers)

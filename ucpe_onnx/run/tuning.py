@@ -9,11 +9,10 @@ from typing import Any
 
 import onnx
 
-from ucpe_onnx.analysis.criteria import FloatArray
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.offload import Offload
 from ucpe_onnx.options import Options
-from ucpe_onnx.parked import Parking
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan, SegmentPlan
 from ucpe_onnx.planning import make_plan
@@ -21,6 +20,7 @@ from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings
 from ucpe_onnx.report.tuning import TuningStep
 from ucpe_onnx.runtime.latency import LEAST_RELOADS, measure
+from ucpe_onnx.selection.criteria import FloatArray
 
 SHARE = 10.0
 """Seconds to time candidates for, for each second of the final measurement."""
@@ -42,14 +42,14 @@ class Tuner:
         traced: its analysis.
         feed: an array per input.
         options: how to run models, and for how long.
-        parking: keeps emitted models.
+        offload: keeps emitted models.
     """
 
     model: onnx.ModelProto
     traced: Trace
     feed: Mapping[str, Any]
     options: Options
-    parking: Parking
+    offload: Offload
 
     def tuned(
         self, plan: Plan, masks: Mapping[str, Mask], settings: Settings, scores: Mapping[str, FloatArray] | None
@@ -90,7 +90,7 @@ class Tuner:
     def _timed(self, plan: Plan, others: Mapping[str, Plan], segment: int, seconds: float) -> list[TuningStep]:
         """Time the model of a plan against models that differ in one segment."""
         plans = {"": plan, **{name: _with_segment(plan, other, segment) for name, other in others.items()}}
-        models = {name: self.parking.park(emit(self.model, self.traced, each)) for name, each in plans.items()}
+        models = {name: self.offload.store(emit(self.model, self.traced, each)) for name, each in plans.items()}
         latency = measure(
             models,
             self.feed,

@@ -13,18 +13,18 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
-from ucpe_onnx.analysis.skeleton import skeleton
-from ucpe_onnx.bounds import check_tensors
 from ucpe_onnx.errors import ModelError, UcpeError, UsageError
-from ucpe_onnx.external import (
+from ucpe_onnx.model.external_data import (
     ExternalDataError,
     external_locations,
     has_weights_to_move,
     move_weights,
     read_external_data,
 )
-from ucpe_onnx.parked import Parking, has_parked, model_file
-from ucpe_onnx.wire import model_size, write_model
+from ucpe_onnx.model.limits import check_tensors
+from ucpe_onnx.model.offload import Offload, has_offloaded, model_file
+from ucpe_onnx.model.serialise import model_size, write_model
+from ucpe_onnx.model.skeleton import skeleton
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes that one protobuf message may hold (2 GiB), less a margin for the graph around the weights."""
@@ -32,15 +32,15 @@ PROTOBUF_LIMIT = 2**31 - 2**20
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def load_model(path: str | os.PathLike[str], parking: Parking | None = None) -> onnx.ModelProto:
+def load_model(path: str | os.PathLike[str], offload: Offload | None = None) -> onnx.ModelProto:
     """Read an ONNX file, its external data included.
 
     Args:
         path: the ``.onnx`` file.
-        parking: where large weights go; None for memory.
+        offload: where large weights go; None for memory.
 
     Returns:
-        The model, with every weight in memory or parked.
+        The model, with every weight in memory or offloaded.
 
     Raises:
         ModelError: the path is missing, no regular file, empty or not an ONNX model; its external data is missing or
@@ -49,11 +49,11 @@ def load_model(path: str | os.PathLike[str], parking: Parking | None = None) -> 
     file = Path(path)
     model = _parse(file)
     try:
-        read_external_data(model, file.parent, parking)
+        read_external_data(model, file.parent, offload)
     except (ExternalDataError, OSError) as error:
         raise ModelError(f"{file}: external data can't be read: {_first_line(error)}") from error
     check_tensors(model, str(file))
-    return model if parking is None else parking.park(model)
+    return model if offload is None else offload.store(model)
 
 
 def _parse(file: Path) -> onnx.ModelProto:
@@ -105,7 +105,7 @@ def check_model(model: onnx.ModelProto, where: str, *, shapes: bool = True) -> N
         ModelError: the checker refuses the model; the message holds its first line.
     """
     try:
-        if has_parked(model) and model.ByteSize() < PROTOBUF_LIMIT:
+        if has_offloaded(model) and model.ByteSize() < PROTOBUF_LIMIT:
             with model_file(model) as file:
                 onnx.checker.check_model(file, full_check=shapes)
             return

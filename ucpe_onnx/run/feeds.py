@@ -8,12 +8,13 @@ from itertools import islice
 
 import numpy as np
 
-from ucpe_onnx.data import Dataset, load_data
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.source import Source
 from ucpe_onnx.options import Options
-from ucpe_onnx.runtime.feeds import find_feeds, random_feeds
-from ucpe_onnx.runtime.session import Feed, InputSpec, Session, as_session, input_specs, run
-from ucpe_onnx.source import Source
+from ucpe_onnx.runtime.random_feeds import find_feeds, random_feeds
+from ucpe_onnx.runtime.session import Session, as_session, run
+from ucpe_onnx.samples.dataset import Dataset, load_data
+from ucpe_onnx.samples.inputs import Feed, InputSpec, input_specs
 
 _SAMPLES = 64
 """Samples of the user's data that the verification runs on, besides random inputs."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from pathlib import Path
 
-from ucpe_onnx.data import load_data
 from ucpe_onnx.errors import DataError, ModelError
-from ucpe_onnx.io import load_model
+from ucpe_onnx.model.files import load_model
 from ucpe_onnx.options import Options
-from ucpe_onnx.runtime.feeds import find_feeds
-from ucpe_onnx.runtime.session import Feed, InputSpec, input_specs
+from ucpe_onnx.runtime.random_feeds import find_feeds
+from ucpe_onnx.samples.dataset import load_data
+from ucpe_onnx.samples.inputs import Feed, InputSpec, input_specs
 
 BESIDE = "beside"
 """Value of ``--data`` for the data sets in the first model's folder."""

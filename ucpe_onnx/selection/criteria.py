@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx.analysis.quantized import real_value
+from ucpe_onnx.analysis.quantised import real_value
 from ucpe_onnx.analysis.trace import Consumer, Trace
 from ucpe_onnx.errors import ModelError, UsageError
 

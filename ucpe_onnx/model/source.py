@@ -10,13 +10,13 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.external_data_helper import uses_external_data
 
-from ucpe_onnx.bounds import all_tensors, check_memory, check_tensors
 from ucpe_onnx.errors import ModelError, UsageError
-from ucpe_onnx.functions import check_functions, inline_functions
-from ucpe_onnx.io import check_model, file_sha256, load_model, model_sha256
-from ucpe_onnx.naming import node_names
-from ucpe_onnx.parked import Parking
-from ucpe_onnx.wire import model_size
+from ucpe_onnx.model.files import check_model, file_sha256, load_model, model_sha256
+from ucpe_onnx.model.functions import check_functions, inline_functions
+from ucpe_onnx.model.limits import all_tensors, check_memory, check_tensors
+from ucpe_onnx.model.naming import node_names
+from ucpe_onnx.model.offload import Offload
+from ucpe_onnx.model.serialise import model_size
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | onnx.ModelProto | gs.Graph"
 
@@ -26,8 +26,8 @@ class Source:
     """A checked input model.
 
     Attributes:
-        model: the model with all weights in memory or parked, its local functions expanded, and a unique name for every
-            node, without which onnxruntime would not load it.
+        model: the model with all weights in memory or offloaded, its local functions expanded, and a unique name for
+            every node, without which onnxruntime would not load it.
         label: its path, or what else to call it in messages.
         sha256: of the file's bytes, or of the serialised model.
         size: bytes of the serialised model as it was given.
@@ -41,12 +41,12 @@ class Source:
     original: onnx.ModelProto | None = None
 
 
-def open_source(model: ModelSource, parking: Parking | None = None) -> Source:
+def open_source(model: ModelSource, offload: Offload | None = None) -> Source:
     """Load and check an input model.
 
     Args:
         model: path of an ``.onnx`` file, a ModelProto, or an onnx-graphsurgeon Graph.
-        parking: where large weights go; None for memory.
+        offload: where large weights go; None for memory.
 
     Returns:
         The checked model, its functions expanded and its nodes named; what was given is not changed.
@@ -61,9 +61,9 @@ def open_source(model: ModelSource, parking: Parking | None = None) -> Source:
         check_tensors(model, "the model")
         _check_complete(model)
         label, sha256 = "the model", model_sha256(model)
-        proto = model if parking is None else parking.park(model)
+        proto = model if offload is None else offload.store(model)
     elif isinstance(model, (str, os.PathLike)):
-        proto, label, sha256 = load_model(model, parking), os.fspath(model), file_sha256(model)
+        proto, label, sha256 = load_model(model, offload), os.fspath(model), file_sha256(model)
     else:
         raise UsageError(
             f"can't prune a {type(model).__name__}: give a path, an onnx.ModelProto or a graphsurgeon Graph"

@@ -1,7 +1,7 @@
 """Weights of large models in files of our own while a job runs, so that memory holds only what is computed with.
 
 A model in memory keeps its weights for as long as any part of it is in use, and onnxruntime makes packed copies of its
-own. A parked tensor says where its bytes are instead, as external data does: onnxruntime, onnx.checker and numpy map
+own. A offloaded tensor says where its bytes are instead, as external data does: onnxruntime, onnx.checker and numpy map
 the file and let go of it again.
 """
 
@@ -23,11 +23,11 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from ucpe_onnx.bounds import tensor_bytes
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.limits import tensor_bytes
 
 LEAST_MODEL = 2**25
-"""Bytes of weights from which a model is parked; smaller ones are faster in memory, and no burden."""
+"""Bytes of weights from which a model is offloaded; smaller ones are faster in memory, and no burden."""
 
 LEAST_TENSOR = 2**20
 """Bytes from which a tensor is. What shape inference wants to see the value of is smaller."""
@@ -57,11 +57,11 @@ _MAPPED: dict[int, npt.DTypeLike] = {
 """Types that numpy maps as they are; others are read."""
 
 _open: set[str] = set()
-"""Folders of running jobs: a tensor is parked if it lies in one of these, whatever else a model may claim."""
+"""Folders of running jobs: a tensor is offloaded if it lies in one of these, whatever else a model may claim."""
 
 
-class Parking:
-    """A temporary folder, made when it is first needed, that a block parks weights in.
+class Offload:
+    """A temporary folder, made when it is first needed, that a block offloads weights in.
 
     Where it can't be written to, weights stay in memory.
     """
@@ -70,7 +70,7 @@ class Parking:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
-    def __enter__(self) -> Parking:
+    def __enter__(self) -> Offload:
         return self
 
     def __exit__(
@@ -80,16 +80,17 @@ class Parking:
             _open.discard(os.path.realpath(self._folder.name))
             self._folder.cleanup()
 
-    def park(self, model: onnx.ModelProto) -> onnx.ModelProto:
+    def store(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Write the large initializers of a model to a file.
 
         Args:
-            model: the model; not changed. Small ones are parked only beside a large one, so that runs of both compare.
+            model: the model; not changed. Small ones are offloaded only beside a large one, so that runs of both
+                compare.
 
         Returns:
-            A copy that holds all but these weights; the model itself if there is nothing to park.
+            A copy that holds all but these weights; the model itself if there is nothing to offload.
         """
-        sizes = {i: tensor_bytes(t) for i, t in enumerate(model.graph.initializer) if _may_park(t)}
+        sizes = {i: tensor_bytes(t) for i, t in enumerate(model.graph.initializer) if _may_offload(t)}
         if not sizes or (self._folder is None and sum(sizes.values()) < LEAST_MODEL):
             return model
         light = copy_model(model, sizes)
@@ -99,13 +100,13 @@ class Parking:
         return light
 
     @contextmanager
-    def file(self) -> Iterator[ParkedFile]:
+    def file(self) -> Iterator[OffloadFile]:
         """A new file for tensors to lie in."""
         stream: BinaryIO | None = None
         with suppress(OSError):
             stream = io.BufferedWriter(io.FileIO(self._new_path(), "w"))
         try:
-            yield ParkedFile(stream)
+            yield OffloadFile(stream)
         finally:
             if stream is not None:
                 with suppress(OSError):  # what lies in it has been flushed
@@ -126,7 +127,7 @@ class Parking:
                 os.unlink(file)
 
 
-class ParkedFile:
+class OffloadFile:
     """A file that tensors are put into; with no stream, or on a full disk, they keep their data."""
 
     def __init__(self, stream: BinaryIO | None) -> None:
@@ -203,32 +204,32 @@ def _write(array: npt.NDArray[Any], file: IO[bytes]) -> _FiledArray:
     return _FiledArray(file, offset, array.dtype, array.shape)
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Give memory back to the system that has been freed, which glibc keeps, if a large model is in work."""
     if _open:
         with suppress(AttributeError, OSError, TypeError):  # no glibc, and no need
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def is_parked(tensor: TensorProto) -> bool:
+def is_offloaded(tensor: TensorProto) -> bool:
     """Whether a tensor's bytes lie in a file of a running job's."""
     if not _open or not uses_external_data(tensor):
         return False
     return any(entry.key == "location" and os.path.dirname(entry.value) in _open for entry in tensor.external_data)
 
 
-def has_parked(model: onnx.ModelProto) -> bool:
-    """Whether some initializer is parked."""
-    return any(is_parked(tensor) for tensor in model.graph.initializer)
+def has_offloaded(model: onnx.ModelProto) -> bool:
+    """Whether some initializer is offloaded."""
+    return any(is_offloaded(tensor) for tensor in model.graph.initializer)
 
 
 def tensor_value(tensor: TensorProto) -> npt.NDArray[Any]:
-    """The value of a tensor, parked or not; a parked one is mapped, not read, where numpy knows its type.
+    """The value of a tensor, offloaded or not; a offloaded one is mapped, not read, where numpy knows its type.
 
     Raises:
         ValueError, TypeError: the tensor's bytes don't fit its shape and type.
     """
-    if not is_parked(tensor):
+    if not is_offloaded(tensor):
         return numpy_helper.to_array(tensor)
     dtype = _MAPPED.get(tensor.data_type)
     if dtype is None:
@@ -238,8 +239,8 @@ def tensor_value(tensor: TensorProto) -> npt.NDArray[Any]:
 
 
 def tensor_data(tensor: TensorProto) -> bytes:
-    """The raw bytes of a tensor that is parked or has raw data."""
-    if not is_parked(tensor):
+    """The raw bytes of a tensor that is offloaded or has raw data."""
+    if not is_offloaded(tensor):
         return bytes(tensor.raw_data)
     file, offset, length = _place(tensor)
     with open(file, "rb") as stream:
@@ -248,29 +249,29 @@ def tensor_data(tensor: TensorProto) -> bytes:
 
 
 def complete(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model itself if nothing of it is parked, else a copy with all weights in memory."""
-    if not has_parked(model):
+    """The model itself if nothing of it is offloaded, else a copy with all weights in memory."""
+    if not has_offloaded(model):
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for index, tensor in enumerate(copy.graph.initializer):
-        if is_parked(tensor):
+        if is_offloaded(tensor):
             tensor.CopyFrom(_complete(model.graph.initializer[index]))
     return copy
 
 
 @contextmanager
 def model_file(model: onnx.ModelProto) -> Iterator[str]:
-    """A file beside the parked weights of a model that others can load it from.
+    """A file beside the offloaded weights of a model that others can load it from.
 
     Raises:
         ModelError: it can't be written.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    parked = [tensor for tensor in copy.graph.initializer if is_parked(tensor)]
-    folder = os.path.dirname(_place(parked[0])[0])
-    for tensor in parked:
+    offloaded = [tensor for tensor in copy.graph.initializer if is_offloaded(tensor)]
+    folder = os.path.dirname(_place(offloaded[0])[0])
+    for tensor in offloaded:
         entry = next(entry for entry in tensor.external_data if entry.key == "location")
         entry.value = os.path.basename(entry.value)
     handle, path = tempfile.mkstemp(".onnx", "model-", folder)
@@ -283,7 +284,7 @@ def model_file(model: onnx.ModelProto) -> Iterator[str]:
         yield path
     finally:
         os.unlink(path)
-        give_back()  # loading takes more than what is loaded
+        trim_memory()  # loading takes more than what is loaded
 
 
 def copy_model(model: onnx.ModelProto, hollow: Collection[int]) -> onnx.ModelProto:
@@ -312,14 +313,14 @@ def copy_model(model: onnx.ModelProto, hollow: Collection[int]) -> onnx.ModelPro
 
 
 def held_bytes(tensor: TensorProto) -> int:
-    """Bytes of a large tensor that is parked or has raw data; 0 for others."""
-    if is_parked(tensor):
+    """Bytes of a large tensor that is offloaded or has raw data; 0 for others."""
+    if is_offloaded(tensor):
         return _place(tensor)[2]
     large = tensor.HasField("raw_data") and tensor_bytes(tensor) >= LEAST_TENSOR
     return len(tensor.raw_data) if large else 0
 
 
-def _may_park(tensor: TensorProto) -> bool:
+def _may_offload(tensor: TensorProto) -> bool:
     """Whether a tensor is large and has just the raw data that it declares: all else is for others to complain of."""
     size = tensor_bytes(tensor)
     if size < LEAST_TENSOR or tensor.HasField("data_location") or not tensor.HasField("raw_data"):
@@ -336,7 +337,7 @@ def _place(tensor: TensorProto) -> tuple[str, int, int]:
 
 
 def _files(model: onnx.ModelProto) -> set[str]:
-    return {_place(tensor)[0] for tensor in model.graph.initializer if is_parked(tensor)}
+    return {_place(tensor)[0] for tensor in model.graph.initializer if is_offloaded(tensor)}
 
 
 def _complete(tensor: TensorProto) -> TensorProto:

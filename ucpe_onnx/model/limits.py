@@ -13,8 +13,8 @@ import onnx
 from onnx import TensorProto
 from onnx.external_data_helper import uses_external_data
 
-from ucpe_onnx.analysis.skeleton import skeleton
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.skeleton import skeleton
 
 _BITS: dict[int, int] = {
     **dict.fromkeys((TensorProto.BOOL, TensorProto.INT8, TensorProto.UINT8), 8),

@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ucpe_onnx import __version__
 from ucpe_onnx.errors import EXIT_FAILED, UcpeError, UsageError
-from ucpe_onnx.io import check_writable, write_text
+from ucpe_onnx.model.files import check_writable, write_text
+from ucpe_onnx.version import __version__
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ucpe_onnx.errors import DataError, UcpeError, UsageError
-from ucpe_onnx.runtime.session import Array, Feed, InputSpec
+from ucpe_onnx.samples.inputs import Array, Feed, InputSpec
 
 LABELS = "labels"
 """Name of the optional array of class ids, unless the model has an input of that name."""
@@ -124,7 +124,7 @@ def load_data(source: Any, specs: Sequence[InputSpec], where: str = "the data") 
     Args:
         source: a path or ``module:callable`` as ``--data`` takes it, a mapping of names to arrays of all samples,
             an iterable of feeds (dicts), or an object with ``get_next()`` that returns feeds and then None.
-        specs: the inputs of the model, from ``runtime.session.input_specs``.
+        specs: the inputs of the model, from ``samples.inputs.input_specs``.
         where: what messages call a source that is no path.
 
     Returns:

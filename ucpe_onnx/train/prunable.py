@@ -9,15 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ucpe_onnx.analysis.select import matches
 from ucpe_onnx.analysis.structure import Consumer, Segment
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.analysis.tracer import WeightUse
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.selection.select import matches
 from ucpe_onnx.train.network import Network
 from ucpe_onnx.train.options import TrainOptions
-from ucpe_onnx.train.pruning import BlockLayer, GroupLayer, Layer, Member, WeightLayer, axis_index, channel_index
+from ucpe_onnx.train.pruning import (
+    BlockLayer,
+    GroupLayer,
+    Member,
+    PrunableLayer,
+    WeightLayer,
+    axis_index,
+    channel_index,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Targets:
         left: consumers that are left alone though they might lose channels, and why.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[PrunableLayer, ...]
     consumers: Mapping[str, Mapping[str, Tensor]]
     weights: Mapping[str, str]
     left: Mapping[str, str]
@@ -137,7 +145,7 @@ class _Finder:
             uses.setdefault(consumer.use.weight, (consumer.name, consumer.use, True))
         for use in self.trace.producers:
             uses.setdefault(use.weight, (use.node.name, use, False))
-        layers: list[Layer] = []
+        layers: list[PrunableLayer] = []
         weights, left = {}, {}
         for weight, (name, use, reads) in uses.items():
             if self._excluded(name):

@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 
 from ucpe_onnx.analysis.graph import GraphView
-from ucpe_onnx.bounds import all_tensors
-from ucpe_onnx.wire import model_size
+from ucpe_onnx.model.limits import all_tensors
+from ucpe_onnx.model.serialise import model_size
 
 COPIES = ("Gather", "Slice", "Split", "Concat", "Pad")
 """Operators that only select or move channels."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.train.pruning.layers import Layer
+from ucpe_onnx.train.pruning.layers import PrunableLayer
 from ucpe_onnx.train.pruning.soft_mask import soft_mask, temperature, undecidedness
 
 
@@ -26,7 +26,7 @@ class LayerMask(ABC):
 
     _saved: tuple[str, ...]
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: PrunableLayer) -> None:
         self.layer = layer
         self.dropped = 0
         self.settled = False
@@ -70,7 +70,7 @@ class HardMask(LayerMask):
 
     _saved = ("dropped", "settled", "_keep")
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: PrunableLayer) -> None:
         super().__init__(layer)
         self._keep = torch.ones(layer.shape, dtype=torch.bool, device=layer.scored[0].weight.device)
 
@@ -104,7 +104,7 @@ class SoftMask(LayerMask):
 
     _saved = ("dropped", "settled", "_squared", "_keep", "_undecided")
 
-    def __init__(self, layer: Layer, tau: float, mode: str, detach: bool) -> None:
+    def __init__(self, layer: PrunableLayer, tau: float, mode: str, detach: bool) -> None:
         super().__init__(layer)
         self.tau, self.mode, self.detach = tau, mode, detach
         self._squared = torch.zeros(())

@@ -1,6 +1,6 @@
 """Importance of a consumer's input channels, from its weights and from what it reads on the user's samples.
 
-As with weights alone (:mod:`ucpe_onnx.analysis.criteria`), a criterion returns one score for each *unit*, the channels
+As with weights alone (:mod:`ucpe_onnx.selection.criteria`), a criterion returns one score for each *unit*, the channels
 of a consumer that are one slot, and the units with the lowest scores are pruned first. Where the statistics of a
 consumer lack what a criterion needs, they count as 1 for every channel, so that the norm of the weights decides.
 """
@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from ucpe_onnx.activations.layers import Layer, find_layers
 from ucpe_onnx.activations.statistics import ConsumerStatistics, Statistics
-from ucpe_onnx.analysis.criteria import FloatArray, channel_matrix
-from ucpe_onnx.analysis.elimination import eliminate
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.analysis.trace import Consumer, Trace
 from ucpe_onnx.errors import DataError, ModelError, UsageError
+from ucpe_onnx.selection.criteria import FloatArray, channel_matrix
+from ucpe_onnx.selection.elimination import eliminate
 
 RIDGE = 1e-3
 """Added to the diagonal of a covariance, relative to its mean."""
@@ -35,7 +35,7 @@ _MOST_FEATURES = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class Reads:
+class ConsumerReads:
     """What a criterion may look at of one consumer.
 
     Attributes:
@@ -74,7 +74,7 @@ class Reads:
         return np.asarray(self.total(values) / np.bincount(self.unit_of, minlength=self.units))
 
 
-DataCriterion: TypeAlias = Callable[[Reads], FloatArray]
+DataCriterion: TypeAlias = Callable[[ConsumerReads], FloatArray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ class RemovalCurve:
     losses: FloatArray
 
 
-def wanda(reads: Reads) -> FloatArray:
+def wanda(reads: ConsumerReads) -> FloatArray:
     """Weights times activations, s_j = |W_j|_F * sqrt(sum of x_j^2) over samples and positions.
 
     A unit of several channels scores the root of the sum of their squares. Weaker: |W_j|_F.
@@ -103,7 +103,7 @@ def wanda(reads: Reads) -> FloatArray:
     return np.asarray(np.sqrt(reads.total(reads.squares * (1.0 if found is None else found.energy * found.values))))
 
 
-def energy(reads: Reads) -> FloatArray:
+def energy(reads: ConsumerReads) -> FloatArray:
     """Activations alone, s_j = sqrt(mean of x_j^2), the mean over a unit's channels too. Weaker: |W_j|_F.
 
     Source: the root mean square of the activation, as the input's factor in equation (1) of Sun et al. (see
@@ -113,7 +113,7 @@ def energy(reads: Reads) -> FloatArray:
     return _norms(reads) if found is None else np.asarray(np.sqrt(reads.mean(found.energy)))
 
 
-def variance(reads: Reads) -> FloatArray:
+def variance(reads: ConsumerReads) -> FloatArray:
     """Variance of the output that a channel alone makes, s_j = var(x_j) * |W_j|_F^2; its mean can go into the bias.
 
     Taps and the channels of a unit count as independent. Weaker: |W_j|_F^2.
@@ -124,7 +124,7 @@ def variance(reads: Reads) -> FloatArray:
     return reads.total(reads.squares * (1.0 if reads.statistics is None else reads.statistics.variance))
 
 
-def hrank(reads: Reads) -> FloatArray:
+def hrank(reads: ConsumerReads) -> FloatArray:
     """Mean rank of the channel's feature map. Weaker, where what is read are no maps: |W_j|_F.
 
     Source: Lin et al., "HRank: Filter Pruning using High-Rank Feature Map", CVPR 2020, equations (5) and (6).
@@ -133,10 +133,10 @@ def hrank(reads: Reads) -> FloatArray:
     return _norms(reads) if found is None or found.rank is None else reads.mean(found.rank)
 
 
-def reconstruction(reads: Reads) -> FloatArray:
+def reconstruction(reads: ConsumerReads) -> FloatArray:
     """Error of the output once a unit and all that go before it are dropped and the others refitted.
 
-    Units are dropped one by one, each time the one that adds least (:func:`ucpe_onnx.analysis.elimination.eliminate`).
+    Units are dropped one by one, each time the one that adds least (:func:`ucpe_onnx.selection.elimination.eliminate`).
     G is the covariance of the features, as the bias takes up their means, with a ridge, and shrunk where samples are
     few (:func:`ucpe_onnx.activations.shrinkage.shrunk`); where channels alone are told apart, it is C (x) I: taps are
     independent. The score is the sum of all losses so far over ``tr(W G W')``, so that
@@ -219,7 +219,7 @@ def removal_curve(
     return RemovalCurve(tuple(reads.channels(unit) for unit in order), losses)
 
 
-def _reads(trace: Trace, consumer: Consumer, statistics: Statistics, layers: Mapping[str, Layer]) -> Reads:
+def _reads(trace: Trace, consumer: Consumer, statistics: Statistics, layers: Mapping[str, Layer]) -> ConsumerReads:
     _, unit_of = np.unique(consumer.slots, return_inverse=True)
     unit_of = unit_of.reshape(-1)
     weights = channel_matrix(trace, consumer)
@@ -234,14 +234,14 @@ def _reads(trace: Trace, consumer: Consumer, statistics: Statistics, layers: Map
             " collect them with this model"
         )
     weight = None if layer is None else np.asarray(trace.graph.value(layer.weight))
-    return Reads(squares, unit_of, prunable, found, layer, weight)
+    return ConsumerReads(squares, unit_of, prunable, found, layer, weight)
 
 
-def _norms(reads: Reads) -> FloatArray:
+def _norms(reads: ConsumerReads) -> FloatArray:
     return np.asarray(np.sqrt(reads.total(reads.squares)))
 
 
-def _removal(reads: Reads) -> tuple[list[int], FloatArray]:
+def _removal(reads: ConsumerReads) -> tuple[list[int], FloatArray]:
     """Prunable units in order of removal, and the relative error after each."""
     found = _eliminated(reads) or _independent(reads)
     order, steps, total = found
@@ -249,7 +249,7 @@ def _removal(reads: Reads) -> tuple[list[int], FloatArray]:
     return order, np.minimum(losses / total, 1.0) if total > 0.0 else np.zeros(len(order))
 
 
-def _independent(reads: Reads) -> tuple[list[int], list[float], float]:
+def _independent(reads: ConsumerReads) -> tuple[list[int], list[float], float]:
     """Removal with a diagonal G: what each unit costs stays as it is."""
     costs = variance(reads)
     if not costs.any():  # all inputs are constant
@@ -260,7 +260,7 @@ def _independent(reads: Reads) -> tuple[list[int], list[float], float]:
     return order, [float(costs[unit]) for unit in order], float(costs.sum())
 
 
-def _eliminated(reads: Reads) -> tuple[list[int], list[float], float] | None:
+def _eliminated(reads: ConsumerReads) -> tuple[list[int], list[float], float] | None:
     """Removal with the covariance of the features; None without one.
 
     The groups of a convolution have nothing to do with each other, so that their own orders are merged.

@@ -9,32 +9,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ucpe_onnx.activations.statistics import Statistics
-from ucpe_onnx.analysis.select import matches
-from ucpe_onnx.budget.choices import Limits, choices_for
+from ucpe_onnx.analysis.counts import model_stats
+from ucpe_onnx.budget.choices import ChoiceLimits, choices_for
 from ucpe_onnx.budget.knapsack import Chosen, Knapsack
 from ucpe_onnx.budget.losses import PROBING, Losses, measure_losses
 from ucpe_onnx.budget.prices import Prices, Time, Work
 from ucpe_onnx.budget.search import Try, meet
 from ucpe_onnx.compensation.stage import repaired_plan
-from ucpe_onnx.compensation.weights import with_weights
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.errors import DataError, ModelError, UsageError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.new_weights import with_weights
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.widths import width_multiple
 from ucpe_onnx.report.budget import BudgetReport
-from ucpe_onnx.report.stats import model_stats
 from ucpe_onnx.runtime.accuracy import output_agreement, top1_accuracy
 from ucpe_onnx.runtime.latency import LEAST_RELOADS, measure
 from ucpe_onnx.runtime.session import as_session
+from ucpe_onnx.samples.dataset import Dataset
+from ucpe_onnx.selection.select import matches
 
 if TYPE_CHECKING:
     from ucpe_onnx.analysis.structure import Consumer, Segment
-    from ucpe_onnx.job import Job
+    from ucpe_onnx.run.job import Job
 
 _STEPS = 16
 """Of a segment's width, without a runtime that likes some widths better: a sixteenth of it each."""
@@ -184,7 +184,7 @@ class _Search:
             job = self._job
             timed = kind == "latency"
             multiple = self._multiple if timed else self._step
-            limits = Limits(job.options.mode, self._most, multiple, self._reading)
+            limits = ChoiceLimits(job.options.mode, self._most, multiple, self._reading)
             with job.stages("choose"):
                 choices = choices_for(job.traced, self._losses, limits)
             if not any(len(choice.bases) > 1 or _selects(choice.readings) for choice in choices):
@@ -255,7 +255,7 @@ class _Search:
         for lowering in dict.fromkeys((options.lowering, "union" if options.lowering == "auto" else options.lowering)):
             plan = self._plan(masks, lowering, fill=self._fills())
             with job.stages("emit"):
-                models[lowering] = job.parking.park(emit(job.source.model, job.traced, plan))
+                models[lowering] = job.offload.store(emit(job.source.model, job.traced, plan))
         with job.stages("measure"):
             found = measure(
                 models,

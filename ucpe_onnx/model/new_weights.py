@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from ucpe_onnx.errors import MaskError
-from ucpe_onnx.parked import copy_model
+from ucpe_onnx.model.offload import copy_model
 
 Array = npt.NDArray[Any]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
-from ucpe_onnx.parked import complete, copy_model, held_bytes, tensor_data
+from ucpe_onnx.model.offload import complete, copy_model, held_bytes, tensor_data
 
 _GRAPH = ModelProto.GRAPH_FIELD_NUMBER
 _INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
@@ -21,7 +21,7 @@ _RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
 
 
 def model_size(model: onnx.ModelProto) -> int:
-    """Bytes of the serialised model with all its weights, parked ones too."""
+    """Bytes of the serialised model with all its weights, offloaded ones too."""
     held = _held(model)
     if not held:
         return int(model.ByteSize())
@@ -36,7 +36,7 @@ def model_size(model: onnx.ModelProto) -> int:
 
 
 def write_model(model: onnx.ModelProto, write: Callable[[bytes], object]) -> None:
-    """Serialise a model with all its weights, parked ones too, one after the other.
+    """Serialise a model with all its weights, offloaded ones too, one after the other.
 
     Args:
         model: the model; not changed.

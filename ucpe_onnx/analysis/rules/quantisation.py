@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.quantized import codecs_behind, constant_use, is_codec
+from ucpe_onnx.analysis.quantised import codecs_behind, constant_use, is_codec
 from ucpe_onnx.analysis.rules.common import elementwise, normalized_axis
 from ucpe_onnx.analysis.rules.pooling import pool
 from ucpe_onnx.analysis.rules.shape import concatenated

@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx.analysis.criteria import FloatArray
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.selection.criteria import FloatArray
 
 
 def matches(name: str, pattern: str) -> bool:

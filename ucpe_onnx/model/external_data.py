@@ -11,15 +11,15 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from ucpe_onnx.bounds import all_tensors, bodies, machine_memory, tensor_bytes
-from ucpe_onnx.parked import (
+from ucpe_onnx.model.limits import all_tensors, bodies, machine_memory, tensor_bytes
+from ucpe_onnx.model.offload import (
     LEAST_MODEL,
     LEAST_TENSOR,
     PAGE,
     VALUE_FIELDS,
-    Parking,
+    Offload,
     copy_model,
-    is_parked,
+    is_offloaded,
     tensor_data,
 )
 
@@ -36,13 +36,13 @@ def external_locations(model: onnx.ModelProto) -> set[str]:
     return {_entries(t).get("location", "") for t in all_tensors(model) if uses_external_data(t)}
 
 
-def read_external_data(model: onnx.ModelProto, folder: Path, parking: Parking | None = None) -> None:
+def read_external_data(model: onnx.ModelProto, folder: Path, offload: Offload | None = None) -> None:
     """Read all external data into the model.
 
     Args:
         model: the model, changed in place.
         folder: where its file is. Nothing outside of it is read, whatever paths or links say.
-        parking: where large initializers of a large model go instead, one after the other.
+        offload: where large initializers of a large model go instead, one after the other.
 
     Raises:
         ExternalDataError: a path leaves the folder, a file is missing or none, or does not hold what its tensor needs.
@@ -52,21 +52,21 @@ def read_external_data(model: onnx.ModelProto, folder: Path, parking: Parking | 
     total, limit = sum(tensor_bytes(tensor) for tensor in tensors), machine_memory()
     if total > limit:
         raise ExternalDataError(f"its tensors take {total:,} bytes, and this machine has {limit:,} of memory")
-    if parking is not None:
-        _park(model, folder, parking)
+    if offload is not None:
+        _offload(model, folder, offload)
     for tensor in tensors:
-        if not is_parked(tensor):
+        if not is_offloaded(tensor):
             tensor.raw_data = _read(tensor, folder)
             tensor.ClearField("data_location")
             del tensor.external_data[:]
 
 
-def _park(model: onnx.ModelProto, folder: Path, parking: Parking) -> None:
+def _offload(model: onnx.ModelProto, folder: Path, offload: Offload) -> None:
     """Move large external initializers of a large model from the user's files to our own."""
     large = [t for t in model.graph.initializer if uses_external_data(t) and tensor_bytes(t) >= LEAST_TENSOR]
     if sum(tensor_bytes(tensor) for tensor in large) < LEAST_MODEL:
         return
-    with parking.file() as file:
+    with offload.file() as file:
         for tensor in large:
             data = _read(tensor, folder)
             if len(data) == tensor_bytes(tensor):
@@ -170,6 +170,6 @@ def _is_movable(tensor: TensorProto) -> bool:
 
 def _data(tensor: TensorProto) -> bytes:
     """The bytes of a tensor, in whatever field it holds its value."""
-    if tensor.HasField("raw_data") or is_parked(tensor):
+    if tensor.HasField("raw_data") or is_offloaded(tensor):
         return tensor_data(tensor)
     return numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data

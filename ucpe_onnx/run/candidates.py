@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ucpe_onnx.analysis.criteria import FloatArray, score_consumers
-from ucpe_onnx.analysis.data_criteria import DATA_CRITERIA, score_with_data
-from ucpe_onnx.analysis.select import Selection, select_masks
 from ucpe_onnx.analysis.trace import trace
-from ucpe_onnx.budget.stage import meet_budget
 from ucpe_onnx.compensation.sequential import compensate
-from ucpe_onnx.compensation.weights import NewWeight, with_weights
 from ucpe_onnx.errors import MaskError
-from ucpe_onnx.job import Candidate, Job
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask, check_masks, load_masks
+from ucpe_onnx.model.new_weights import NewWeight, with_weights
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.checks import check_plan
-from ucpe_onnx.tuning import Tuner
+from ucpe_onnx.run.budget import meet_budget
+from ucpe_onnx.run.job import Candidate, Job
+from ucpe_onnx.run.tuning import Tuner
+from ucpe_onnx.selection.criteria import FloatArray, score_consumers
+from ucpe_onnx.selection.data_criteria import DATA_CRITERIA, score_with_data
+from ucpe_onnx.selection.select import Selection, select_masks
 
 COPYING = ("gather", "slice")
 """Lowerings for all consumers of which the better has to be beaten, and so has ``union``.
@@ -79,7 +79,7 @@ def plans_for(
         return plans
     if options.measure:
         with job.stages("tune"):
-            tuner = Tuner(job.source.model, job.traced, job.feeds.single, options, job.parking)
+            tuner = Tuner(job.source.model, job.traced, job.feeds.single, options, job.offload)
             tuned, steps = tuner.tuned(plans["auto"], masks, settings, scores)
             plans = {"measured": tuned, **plans} if any(step.taken for step in steps) else plans
             job.steps[:] = steps

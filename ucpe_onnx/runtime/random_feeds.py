@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 from ucpe_onnx.errors import ModelError, UsageError
-from ucpe_onnx.runtime.session import Array, Feed, InputSpec, RunOptions, Session, as_session, input_specs, run
+from ucpe_onnx.runtime.session import RunOptions, Session, as_session, run
+from ucpe_onnx.samples.inputs import Array, Feed, InputSpec, input_specs
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Concrete shapes by input name, as ``--input-shapes`` gives them."""

@@ -12,18 +12,18 @@ import onnx
 
 from ucpe_onnx.activations.collector import collect
 from ucpe_onnx.activations.statistics import Statistics
+from ucpe_onnx.analysis.counts import model_stats
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.budget.losses import PROBING
 from ucpe_onnx.budget.sensitivity import sensitivity
 from ucpe_onnx.calibration import rates_for
 from ucpe_onnx.compensation.stage import absorbed_plan, repaired_plan
-from ucpe_onnx.data import Dataset
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.feeds import Feeds
-from ucpe_onnx.io import check_model
 from ucpe_onnx.masked import masked_model
+from ucpe_onnx.model.files import check_model
+from ucpe_onnx.model.offload import Offload, trim_memory
+from ucpe_onnx.model.source import Source
 from ucpe_onnx.options import Options
-from ucpe_onnx.parked import Parking, give_back
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import target_for
@@ -31,19 +31,19 @@ from ucpe_onnx.planning.apply import in_input_layout
 from ucpe_onnx.planning.make import Settings
 from ucpe_onnx.planning.precision import precision_of
 from ucpe_onnx.planning.rates import Rates
-from ucpe_onnx.planning.target import Target
 from ucpe_onnx.report.budget import BudgetReport
 from ucpe_onnx.report.layouts import Rival, rivals
 from ucpe_onnx.report.report import Report, kept_share, segment_reports
 from ucpe_onnx.report.runtime import RuntimeComparison, compare_in_runtime
 from ucpe_onnx.report.sensitivity import SensitivityPoint
-from ucpe_onnx.report.stats import model_stats
 from ucpe_onnx.report.tuning import TuningStep
+from ucpe_onnx.run.feeds import Feeds
 from ucpe_onnx.runtime.accuracy import top1_accuracy
 from ucpe_onnx.runtime.latency import LatencyReport, measure
 from ucpe_onnx.runtime.session import as_session
+from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.runtime.verify import Verification, verify
-from ucpe_onnx.source import Source
+from ucpe_onnx.samples.dataset import Dataset
 
 _TIE = 0.01
 """A candidate that is less than so much faster is not preferred to the plan that was asked for."""
@@ -93,7 +93,7 @@ class Stages:
         self._announce(name)
         start = time.perf_counter()
         yield
-        give_back()
+        trim_memory()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 4)
 
 
@@ -135,7 +135,7 @@ class Job:
         options: what to do.
         feeds: what models are run on.
         stages: announces and times.
-        parking: keeps large weights.
+        offload: keeps large weights.
         accuracy: the input's, None without labels.
         steps: what was timed to choose lowerings.
     """
@@ -145,7 +145,7 @@ class Job:
     options: Options
     feeds: Feeds
     stages: Stages
-    parking: Parking
+    offload: Offload
     accuracy: float | None
     steps: list[TuningStep] = field(default_factory=list)
 
@@ -257,7 +257,7 @@ class Job:
         """Carry a plan out, and check the result."""
         with self.stages("emit"):
             model, traced = self._weighted(plan)
-            emitted = self.parking.park(emit(model, traced, plan, self.options.watch()))
+            emitted = self.offload.store(emit(model, traced, plan, self.options.watch()))
             check_model(emitted, f"{self.source.label}: the emitted model")
         with self.stages("verify"):
             return Trial(name, plan, emitted, self.verify(emitted, plan))
@@ -266,7 +266,7 @@ class Job:
         """The input model with the plan's weights, and its analysis."""
         if not plan.weights:
             return self.source.model, self.traced
-        model = self.parking.park(plan.weighted(self.source.model))
+        model = self.offload.store(plan.weighted(self.source.model))
         return model, trace(model)
 
     def contest(self, trials: Sequence[Trial]) -> tuple[Trial, LatencyReport | None]:
@@ -291,8 +291,8 @@ class Job:
     def verify(self, emitted: onnx.ModelProto, plan: Plan) -> Verification:
         """Compare the emitted model with the masked model."""
         weighted = plan.weighted(self.source.model)
-        reference = self.parking.park(masked_model(weighted, plan.masks()))
-        give_back()
+        reference = self.offload.store(masked_model(weighted, plan.masks()))
+        trim_memory()
         options = self.options
         found = verify(
             emitted,
@@ -302,7 +302,7 @@ class Job:
             rtol=options.rtol,
             atol=options.atol,
         )
-        self.parking.discard(reference, self.source.model)
+        self.offload.discard(reference, self.source.model)
         found.raise_if_failed(self.source.label)
         return found
 

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import onnx
 
-from ucpe_onnx.bounds import MOST_NESTING, bodies
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.model.limits import MOST_NESTING, bodies
+from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
 
 Key: TypeAlias = "tuple[str, str, str]"
 """What identifies a function: domain, name, overload."""
