@@ -34,10 +34,10 @@ from ucpe_onnx.inspect import prunable_share
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.model.source import open_source
 from ucpe_onnx.passes import emit
-from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
 from ucpe_onnx.runtime.random_feeds import find_feeds
+from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.runtime.verify import verify
 
 Row = dict[str, Any]

@@ -25,10 +25,10 @@ from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
-from ucpe_onnx.planning import Target, target_for
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.widths import emitted_slots
 from ucpe_onnx.runtime.session import RunOptions
+from ucpe_onnx.runtime.target import Target, target_for
 from ucpe_onnx.samples.inputs import Feed
 from ucpe_onnx.solve import OrderingProblem, Reader, path_ordering
 

@@ -36,7 +36,7 @@ def measured(monkeypatch):
     def decide(*ratios: float) -> None:
         left = list(ratios)
         monkeypatch.setattr(
-            "ucpe_onnx.run.job.measure",
+            "ucpe_onnx.run.trials.measure",
             lambda models, *_, **__: latency(left.pop(0) if len(left) > 1 else left[0], names=models),
         )
 
@@ -134,7 +134,7 @@ def test_failed_verification_writes_nothing(folder, monkeypatch, capsys):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1, tensor.name))
         return broken
 
-    monkeypatch.setattr("ucpe_onnx.run.job.emit", wrong)
+    monkeypatch.setattr("ucpe_onnx.run.trials.emit", wrong)
     assert quick(*ALL) == 1
     out, err = capsys.readouterr()
     assert written(folder) == set() and out == "" and len(err.splitlines()) == 1
@@ -148,7 +148,7 @@ def test_an_emitted_model_that_is_invalid_is_not_written(folder, monkeypatch, ca
         del broken.graph.node[0]
         return broken
 
-    monkeypatch.setattr("ucpe_onnx.run.job.emit", invalid)
+    monkeypatch.setattr("ucpe_onnx.run.trials.emit", invalid)
     assert quick() == 1
     assert written(folder) == set() and "the emitted model: onnx.checker refuses it" in capsys.readouterr().err
 
@@ -335,7 +335,7 @@ def test_interruption_is_one_line(folder, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ucpe_onnx.pipeline.trace", interrupt)
+    monkeypatch.setattr("ucpe_onnx.run.opening.trace", interrupt)
     assert quick() == 130
     assert capsys.readouterr() == ("", "error: interrupted\n") and written(folder) == set()
 

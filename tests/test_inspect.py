@@ -13,8 +13,8 @@ from tests.models_small import branches, single_consumer, wide, write
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.inspect import listing, main
 from ucpe_onnx.model.source import open_source
-from ucpe_onnx.report.runtime import attributed
 from ucpe_onnx.runtime.optimised import read_optimised
+from ucpe_onnx.runtime.optimised_pair import attributed
 from ucpe_onnx.runtime.session import RunOptions
 
 

@@ -16,7 +16,7 @@ from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.model import offload as offload_module
 from ucpe_onnx.model.files import check_model, load_model, save_model
 from ucpe_onnx.model.offload import Offload, complete, has_offloaded, is_offloaded, tensor_value
-from ucpe_onnx.run import job
+from ucpe_onnx.run import trials
 from ucpe_onnx.runtime.session import make_session
 from ucpe_onnx.runtime.session import run as run_session
 
@@ -83,7 +83,7 @@ def test_nothing_stays_behind_when_a_run_fails(offload, monkeypatch):
         assert os.listdir(offload)
         raise ModelError("no")
 
-    monkeypatch.setattr(job, "verify", fail)
+    monkeypatch.setattr(trials, "verify", fail)
     with pytest.raises(ModelError, match="no"):
         prune(layers(), bench_seconds=0)
     assert os.listdir(offload) == []

@@ -81,7 +81,7 @@ def test_a_share_is_reached(kind: str, options: dict[str, Any], target: float) -
 
 def test_samples_say_what_goes() -> None:
     plain, informed = run(target_macs=0.6), run(target_macs=0.6, data=data())
-    assert informed.report.repair is not None and plain.report.repair is None
+    assert informed.report.compensation is not None and plain.report.compensation is None
     assert plain.plan.masks().keys() and informed.plan.masks().keys()
     assert any(not np.array_equal(plain.plan.masks().get(n), m) for n, m in informed.plan.masks().items())
 
@@ -109,7 +109,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     def found(model: onnx.ModelProto) -> float:
         return float(0.5 + 0.5 * sum(np.prod(t.dims) for t in model.graph.initializer) / whole)
 
-    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.job.measure"):
+    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.trials.measure"):
         monkeypatch.setattr(place, fixed_latency(found, calls))
     return calls
 
@@ -124,7 +124,7 @@ def test_latency(measured: list[Mapping[str, Any]], options: dict[str, Any]) -> 
 
 
 def test_latency_that_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.job.measure"):
+    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.trials.measure"):
         monkeypatch.setattr(place, fixed_latency(lambda model: 0.95, []))
     result = run(apart(), target_latency=0.8, bench_seconds=1.0)
     assert result.report.budget is not None and result.report.budget.reached == 0.95

@@ -26,8 +26,8 @@ from ucpe_onnx.commands.shared import (
 from ucpe_onnx.errors import EXIT_DONE, ModelError
 from ucpe_onnx.model.files import external_files
 from ucpe_onnx.model.source import ModelSource, open_source
-from ucpe_onnx.report.runtime import attributed
 from ucpe_onnx.runtime.optimised import KINDS, Finding, OptimisedGraph, read_optimised
+from ucpe_onnx.runtime.optimised_pair import attributed
 from ucpe_onnx.runtime.random_feeds import input_shapes, parse_input_shapes
 from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, resolve_providers
 from ucpe_onnx.samples.inputs import input_specs

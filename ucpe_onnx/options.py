@@ -140,7 +140,7 @@ class Options:
             raise UsageError("--compensate and --plan exclude each other: a plan holds its own weights")
         if not isinstance(self.steps, Integral) or not 1 <= self.steps <= _MOST_STEPS:
             raise UsageError(f"--steps: {self.steps} is not a whole number from 1 to {_MOST_STEPS}")
-        if self.steps > 1 and (self.criterion not in DATA_CRITERIA or self.has_target):
+        if self.steps > 1 and (self.criterion not in DATA_CRITERIA or self.has_budget):
             raise UsageError("--steps goes with --ratio and a --criterion from data: others don't change on the way")
         if self.sensitivity and self.data is None:
             raise UsageError("--sensitivity needs samples: give them with --data")
@@ -181,17 +181,17 @@ class Options:
             if name not in known:
                 raise UsageError(f"{flag}: unknown {name!r}; choose from {', '.join(known)}")
 
-    def targets(self) -> dict[str, float | None]:
-        """The targets by kind, None for those not asked for."""
+    def budgets(self) -> dict[str, float | None]:
+        """The budgets by kind, None for those not asked for."""
         return {"latency": self.target_latency, "macs": self.target_macs, "params": self.target_params}
 
     @property
-    def has_target(self) -> bool:
+    def has_budget(self) -> bool:
         """Whether masks follow from a budget."""
-        return self.max_accuracy_drop is not None or any(target is not None for target in self.targets().values())
+        return self.max_accuracy_drop is not None or any(target is not None for target in self.budgets().values())
 
     def _check_targets(self) -> None:
-        given = {f"--target-{kind}": target for kind, target in self.targets().items() if target is not None}
+        given = {f"--target-{kind}": target for kind, target in self.budgets().items() if target is not None}
         for flag, target in given.items():
             if not _is_number(target) or not 0 < target < 1:
                 raise UsageError(f"{flag}: {target} is outside of (0, 1); 0.7 asks for 70 % of the input's")

@@ -1,4 +1,4 @@
-"""The whole line: load, analyse, score, select, order, lower, emit, verify, measure, compensate, report."""
+"""The whole line: load, analyse, choose masks, lay out, emit, verify, measure, compensate, report."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.errors import UsageError
 from ucpe_onnx.model.offload import Offload, complete
-from ucpe_onnx.model.source import ModelSource, Source, open_source
+from ucpe_onnx.model.source import ModelSource
 from ucpe_onnx.options import Options
+from ucpe_onnx.report.result import Result, described
 from ucpe_onnx.run.candidates import candidates
-from ucpe_onnx.run.feeds import Feeds, prepare_feeds
-from ucpe_onnx.run.job import Job, Result, Stages, is_faster, top1
-from ucpe_onnx.runtime.verify import verify
-from ucpe_onnx.selection.criteria import check_weights
-from ucpe_onnx.selection.select import matches
+from ucpe_onnx.run.compensating import compensated
+from ucpe_onnx.run.context import Run
+from ucpe_onnx.run.opening import opened
+from ucpe_onnx.run.stages import Stages
+from ucpe_onnx.run.trials import Outcome, back_to_input_layout, better, carry_out, fastest
 
 __all__ = ["Result", "prune"]
 
@@ -45,56 +44,18 @@ def prune(
     """
     chosen = replace(options or Options(), **overrides).checked()
     with Offload() as offload:
-        result = _prune(model, chosen, offload, Stages(progress or (lambda stage: None)))
+        run = opened(model, chosen, offload, Stages(progress or (lambda stage: None)))
+        result = _prune(run)
         return replace(result, model=complete(result.model))
 
 
-def _prune(model: ModelSource, chosen: Options, offload: Offload, stages: Stages) -> Result:
-    """Everything that :func:`prune` does; the model that it returns may be offloaded."""
-    with stages("load"):
-        source = open_source(model, offload)
-        feeds = prepare_feeds(source, chosen)
-        _check_expansion(source, feeds, chosen)
-        accuracy = top1(source.model, feeds, chosen)
-    with stages("analyse"):
-        traced = trace(source.model)
-        check_weights(traced)
-        _check_patterns(chosen, traced)
-    job = Job(source, traced, chosen, feeds, stages, offload, accuracy)
-    best: Result | None = None
-    for candidate in candidates(job):
-        trials = [job.trial(name, plan) for name, plan in candidate.plans.items()]
-        with stages("measure"):
-            winner, latency = job.contest(trials)
-        with stages("report"):
-            report = job.report(winner, candidate, latency)
-        if best is None or is_faster(report, best.report):
-            best = Result(winner.emitted, winner.plan, report)
-        if best.report.faster or latency is None:
+def _prune(run: Run) -> Result:
+    """Everything that follows from the input and its analysis; the model that it returns may be offloaded."""
+    best: Outcome | None = None
+    for candidate in candidates(run):
+        trials = [carry_out(run, name, plan) for name, plan in candidate.plans.items()]
+        best = better(best, fastest(run, candidate, trials))
+        if best.settled:
             break
     assert best is not None, "there is always a first candidate"
-    best = job.compensated(best)
-    if chosen.sensitivity:
-        best = replace(best, report=replace(best.report, sensitivity=job.sensitivity()))
-    if chosen.save_stats is not None:
-        best = replace(best, statistics=job.statistics)
-    if chosen.allow_slower and best.report.speed is not None and best.report.speed.slower:
-        return job.in_input_layout(best)
-    return best
-
-
-def _check_expansion(source: Source, feeds: Feeds, options: Options) -> None:
-    """With its functions expanded, a model must compute what it computes as it is."""
-    if source.original is not None:
-        found = verify(source.model, source.original, feeds.for_verification(), options.run_options())
-        found.raise_if_failed(f"{source.label}: with its functions expanded")
-
-
-def _check_patterns(options: Options, traced: Trace) -> None:
-    """A pattern that matches nothing is a typing error: going on would prune what the user wants to keep."""
-    for flag, patterns in (("--ignore", options.ignore), ("--ratio-for", [p for p, _ in options.ratio_for])):
-        for pattern in patterns:
-            if not any(matches(name, pattern) for name in traced.consumers):
-                raise UsageError(
-                    f"{flag} {pattern!r} matches no consumer; `python -m ucpe_onnx.inspect MODEL` lists their names"
-                )
+    return described(run, back_to_input_layout(run, compensated(run, best)))

@@ -122,9 +122,13 @@ class Plan:
         """
         return sum(segment.objective for segment in self.segments)
 
+    def emits_the_same_as(self, other: Plan) -> bool:
+        """Whether another plan, that may have come about in another way, is carried out by the same model."""
+        return self._emitted == other._emitted
+
     @property
-    def layout(self) -> tuple[Any, ...]:
-        """All that decides what is emitted: equal for plans that only came about in different ways."""
+    def _emitted(self) -> tuple[Any, ...]:
+        """All that decides what is emitted."""
         segments = tuple((s.order, s.blocks if s.split else (), s.split, dict(s.lowerings)) for s in self.segments)
         return segments, {name: (c.keep, c.read) for name, c in self.consumers.items()}
 

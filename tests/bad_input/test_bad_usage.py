@@ -134,7 +134,7 @@ def test_a_defect_is_one_line_that_asks_for_a_report(folder, capfd, monkeypatch)
     def broken(*_: object) -> None:
         raise KeyError("two\nlines")
 
-    monkeypatch.setattr("ucpe_onnx.pipeline.trace", broken)
+    monkeypatch.setattr("ucpe_onnx.run.opening.trace", broken)
     before = snapshot(folder)
     assert main(["in.onnx", "out.onnx"]) == 1
     out, err = capfd.readouterr()
@@ -165,7 +165,7 @@ def test_lack_of_memory_is_no_defect(folder, capfd, monkeypatch):
     def large(*_: object) -> None:
         raise MemoryError("Unable to allocate 1. TiB")
 
-    monkeypatch.setattr("ucpe_onnx.pipeline.trace", large)
+    monkeypatch.setattr("ucpe_onnx.run.opening.trace", large)
     assert main(["in.onnx", "out.onnx"]) == 1
     assert capfd.readouterr().err == (
         "error: out of memory (Unable to allocate 1. TiB); nothing was written: free some\n"

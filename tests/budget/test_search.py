@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ucpe_onnx.budget.knapsack import Chosen
-from ucpe_onnx.budget.search import meet, same
-from ucpe_onnx.report.budget import BudgetReport, in_words
+from ucpe_onnx.budget.search import BudgetOutcome, meet, same
+from ucpe_onnx.report.sections import Budget
 
 
 @dataclass
@@ -100,6 +100,6 @@ def test_equal_masks() -> None:
     ],
 )
 def test_in_words(reached: float, looks: int, words: str) -> None:
-    report = BudgetReport("macs", 0.7, reached, 0.7, 0.1, "OPTIMAL", 0.0, ((0.7, reached),) * looks)
-    assert in_words(report).startswith(words)
-    assert report.to_dict()["looks"] == [[0.7, reached]] * looks
+    outcome = BudgetOutcome("macs", 0.7, reached, 0.7, 0.1, "OPTIMAL", 0.0, ((0.7, reached),) * looks)
+    assert Budget(outcome).in_words().startswith(words)
+    assert outcome.to_dict()["looks"] == [[0.7, reached]] * looks

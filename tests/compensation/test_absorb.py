@@ -8,7 +8,7 @@ from onnx import numpy_helper
 
 from tests.builders import Array, Net
 from ucpe_onnx.analysis.trace import trace
-from ucpe_onnx.compensation.absorb import absorb, rectified
+from ucpe_onnx.compensation.without_samples import biases_from_norms, rectified
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (1.5, 0.5), (-2.0, 1.0), (0.3, 0.0), (-0.3, 0.0)])
@@ -40,7 +40,7 @@ MASK = {"b": np.array([True, False, True, True, False, True])}
 def test_into_the_layers_own_bias(relu):
     net, out, means = case(relu)
     weight, bias = (stored(net, name) for name in net.nodes[-1].input[1:])
-    changed = absorb(trace(net.output(out).model()), MASK)
+    changed = biases_from_norms(trace(net.output(out).model()), MASK)
     wanted = bias + weight[:, [1, 4]].sum(axis=(2, 3)) @ means[[1, 4]]
     ((name, value),) = changed.items()
     assert name == net.nodes[-1].input[2] and value.dtype == np.float32
@@ -52,7 +52,7 @@ def test_into_the_mean_of_the_next_normalisation():
     weight = stored(net, net.nodes[-1].input[1])
     model = net.output(net.batch_norm(out)).model()
     mean = net.nodes[-1].input[3]
-    changed = absorb(trace(model), MASK)
+    changed = biases_from_norms(trace(model), MASK)
     wanted = stored(net, mean) - weight[:, [1, 4]].sum(axis=(2, 3)) @ means[[1, 4]]
     assert list(changed) == [mean]
     np.testing.assert_allclose(changed[mean], wanted, rtol=1e-5)
@@ -67,23 +67,23 @@ def test_through_sums_joins_and_pools():
     out = net.gemm(net.op("Flatten", net.op("GlobalAveragePool", joined)), 4, name="b")
     weight, bias = (stored(net, name) for name in net.nodes[-1].input[1:])
     means = np.concatenate([betas[0] + betas[1], betas[0]])
-    (value,) = absorb(trace(net.output(out).model()), MASK).values()
+    (value,) = biases_from_norms(trace(net.output(out).model()), MASK).values()
     np.testing.assert_allclose(value, bias + weight[:, [1, 4]] @ means[[1, 4]], rtol=1e-5)
 
 
 def test_nothing_where_nothing_is_known_or_can_be_changed():
     net = Net()
     a = net.op("Relu", net.conv(net.input("x", (1, 3, 4, 4)), 6))
-    assert absorb(trace(net.output(net.conv(a, 4, name="b")).model()), MASK) == {}
+    assert biases_from_norms(trace(net.output(net.conv(a, 4, name="b")).model()), MASK) == {}
     net, out, _ = case(True, bias=False)
-    assert absorb(trace(net.output(out).model()), MASK) == {}
+    assert biases_from_norms(trace(net.output(out).model()), MASK) == {}
     net, out, _ = case(True)
     traced = trace(net.output(out).model())
-    assert absorb(traced, {}) == {} and absorb(traced, {"b": np.ones(6, dtype=bool)}) == {}
+    assert biases_from_norms(traced, {}) == {} and biases_from_norms(traced, {"b": np.ones(6, dtype=bool)}) == {}
 
 
 def test_damaged_normalisations_spoil_nothing():
     net = Net()
     y = net.batch_norm(net.conv(net.input("x", (1, 3, 4, 4)), 6, bias=False), np.full(6, np.inf))
     with np.errstate(invalid="ignore"):
-        assert absorb(trace(net.output(net.conv(net.op("Relu", y), 4, name="b")).model()), MASK) == {}
+        assert biases_from_norms(trace(net.output(net.conv(net.op("Relu", y), 4, name="b")).model()), MASK) == {}

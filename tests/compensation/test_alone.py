@@ -15,7 +15,7 @@ from ucpe_onnx.activations.layers import Layer, find_layers
 from ucpe_onnx.activations.statistics import ConsumerStatistics
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation import alone
-from ucpe_onnx.compensation.alone import refit_alone
+from ucpe_onnx.compensation.alone import compensate_alone
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.model.new_weights import with_weights
 
@@ -56,7 +56,7 @@ def read_by(model: onnx.ModelProto, layer: Layer) -> Array:
 def test_least_squares_with_an_intercept(kernel: int, groups: int) -> None:
     model = convolution(kernel, groups)
     traced, layer, known = prepared(model)
-    found = refit_alone(traced.graph, layer, MASK, known)
+    found = compensate_alone(traced.graph, layer, MASK, known)
     weight, bias = np.asarray(traced.graph.value(layer.weight)), np.asarray(traced.graph.value(layer.node.inputs[2]))
     new = layer.matrices(found[layer.weight].value)
     new_bias = found[layer.node.inputs[2]].value.reshape(groups, -1)
@@ -75,7 +75,7 @@ def test_least_squares_with_an_intercept(kernel: int, groups: int) -> None:
 def test_without_a_bias_there_is_no_intercept(kernel: int, groups: int) -> None:
     model = convolution(kernel, groups, bias=False)
     traced, layer, known = prepared(model)
-    found = refit_alone(traced.graph, layer, MASK, known)
+    found = compensate_alone(traced.graph, layer, MASK, known)
     assert found.keys() == {layer.weight}
     old, new = (layer.matrices(w) for w in (np.asarray(traced.graph.value(layer.weight)), found[layer.weight].value))
     for group, features in enumerate(read_by(model, layer)):
@@ -93,7 +93,7 @@ def test_taps_by_themselves_where_channels_alone_are_told_apart(monkeypatch: pyt
     traced, layer, known = prepared(model)
     each = 6 // groups
     assert known.covariance is not None and known.covariance.shape == (groups, each, each)
-    found = refit_alone(traced.graph, layer, MASK, known)
+    found = compensate_alone(traced.graph, layer, MASK, known)
     weight, bias = (np.asarray(traced.graph.value(name)) for name in layer.node.inputs[1:])
     new, lost = found[layer.weight].value, np.zeros(4)
     pixels = read_by(convolution(1, groups), find_layers(prepared(convolution(1, groups))[0].graph)["read"])
@@ -114,7 +114,7 @@ def test_outputs_come_nearer() -> None:
         model = build()
         traced, layer, known = prepared(model)
         mask = np.resize(MASK, layer.channels)
-        found = refit_alone(traced.graph, layer, mask, known)
+        found = compensate_alone(traced.graph, layer, mask, known)
         outputs = [
             run(m, {"x": images()})[0] for m in (model, masked_model(model, {"read": mask}), with_weights(model, found))
         ]
@@ -141,7 +141,7 @@ def products() -> onnx.ModelProto:
 def test_no_moments_no_weights() -> None:
     traced, layer, known = prepared(convolution())
     nothing = ConsumerStatistics(known.samples, known.values, known.mean, known.energy)
-    assert refit_alone(traced.graph, layer, MASK, nothing) == {}
+    assert compensate_alone(traced.graph, layer, MASK, nothing) == {}
 
 
 def test_constant_inputs() -> None:
@@ -151,6 +151,6 @@ def test_constant_inputs() -> None:
     a = net.op("Add", a, net.weight(np.arange(6.0).reshape(6, 1, 1)))
     model = net.output(net.conv(a, 4, 1, name="read")).model()
     traced, layer, known = prepared(model)
-    found = refit_alone(traced.graph, layer, MASK, known)
+    found = compensate_alone(traced.graph, layer, MASK, known)
     outputs = [run(m, {"x": images()})[0] for m in (model, with_weights(model, found))]
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)

@@ -19,12 +19,12 @@ from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.cli import main
 from ucpe_onnx.compensation import stage
 from ucpe_onnx.compensation.sequential import LayerFit
-from ucpe_onnx.compensation.stage import Repair, repaired_plan
+from ucpe_onnx.compensation.stage import CompensationOutcome, compensated_plan
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.model.new_weights import NewWeight, with_weights
 from ucpe_onnx.options import Options
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.run import job
+from ucpe_onnx.run import trials
 from ucpe_onnx.runtime.session import RunOptions
 from ucpe_onnx.samples.dataset import load_data
 from ucpe_onnx.samples.inputs import input_specs
@@ -70,10 +70,10 @@ def values(model: onnx.ModelProto) -> dict[str, Array]:
 def test_with_data_by_default():
     model, x, other = classifier(), images(), images(40, seed=1)
     result = pruned(model, data={"x": x})
-    repair = result.report.repair
-    assert repair is not None and repair.taken and repair.samples == 60 and not repair.note
-    assert repair.plain is not None and repair.repaired is not None and repair.repaired < 0.5 * repair.plain
-    assert [fit.name for fit in repair.layers] == ["left", "right", "fc"]
+    done = result.report.compensation
+    assert done is not None and done.taken and done.samples == 60 and not done.note
+    assert done.plain is not None and done.compensated is not None and done.compensated < 0.5 * done.plain
+    assert [fit.name for fit in done.layers] == ["left", "right", "fc"]
     assert_equal_outputs(result.model, reference(model, result), {"x": other})
     plain = masked_model(model, result.plan.masks())
     assert distance(model, result.model, other) < 0.6 * distance(model, plain, other)
@@ -84,30 +84,30 @@ def test_not_unless_asked_for():
     model = classifier()
     for options in ({"data": {"x": images()}, "compensate": False}, {}):
         result = pruned(model, **options)
-        assert result.report.repair is None and not result.plan.weights
+        assert result.report.compensation is None and not result.plan.weights
         assert "weights" not in result.plan.to_dict()
         assert_equal_outputs(result.model, masked_model(model, result.plan.masks()), {"x": images(4)})
 
 
 def test_not_where_nothing_goes():
     result = pruned(classifier(), data={"x": images()}, masks={})
-    assert result.report.repair is None and not result.plan.weights
+    assert result.report.compensation is None and not result.plan.weights
 
 
 def test_without_data_batch_normalisations_tell():
     model = classifier(normalised=True)
     result = pruned(model, compensate=True)
-    repair = result.report.repair
-    assert repair is not None and repair.taken and repair.samples == 0 and "2 biases" in repair.note
-    assert "give --data" in repair.note and len(result.plan.weights) == 2
+    done = result.report.compensation
+    assert done is not None and done.taken and done.samples == 0 and "2 biases" in done.note
+    assert "give --data" in done.note and len(result.plan.weights) == 2
     assert_equal_outputs(result.model, reference(model, result), {"x": images(4)})
 
 
 def test_without_data_and_normalisations_nothing_can_be_done():
     result = pruned(classifier(), compensate=True)
-    repair = result.report.repair
-    assert repair is not None and not repair.taken and not result.plan.weights
-    assert repair.note.startswith("not compensated: without --data")
+    done = result.report.compensation
+    assert done is not None and not done.taken and not result.plan.weights
+    assert done.note.startswith("not compensated: without --data")
 
 
 @pytest.mark.parametrize("mode", ["unconstrained", "constrained"])
@@ -122,14 +122,14 @@ def test_any_mode_and_lowering(mode, lowering):
 def test_what_is_verified(monkeypatch):
     """The reference holds the plan's weights and masks, on the user's samples too."""
     seen = []
-    verify = job.verify
+    verify = trials.verify
 
     def spy(emitted, reference, feeds, *arguments, **options):
         kept = list(feeds)
         seen.append((values(reference), kept))
         return verify(emitted, reference, kept, *arguments, **options)
 
-    monkeypatch.setattr(job, "verify", spy)
+    monkeypatch.setattr(trials, "verify", spy)
     model = classifier()
     result = pruned(model, data={"x": images(40)})
     wanted = values(reference(model, result))
@@ -150,8 +150,8 @@ def test_the_report_is_of_the_model_that_is_returned():
 
 
 def test_infinite_errors_are_none_in_json():
-    repair = Repair(3, float("inf"), 0.5, True, (LayerFit("a", None, float("nan"), 1.0),), {"b": "why"})
-    assert repair.to_dict() == {
+    done = CompensationOutcome(3, float("inf"), 0.5, True, (LayerFit("a", None, float("nan"), 1.0),), {"b": "why"})
+    assert done.to_dict() == {
         "samples": 3,
         "plain": None,
         "repaired": 0.5,
@@ -165,22 +165,22 @@ def test_infinite_errors_are_none_in_json():
 # Whether it is taken
 
 
-def staged(model: onnx.ModelProto, x: Any = None) -> tuple[Plan, Repair]:
+def staged(model: onnx.ModelProto, x: Any = None) -> tuple[Plan, CompensationOutcome]:
     plan = pruned(model).plan
     data = load_data({"x": images(40)} if x is None else x, input_specs(model))
-    return repaired_plan(model, trace(model), plan, data, RunOptions(threads=1))
+    return compensated_plan(model, trace(model), plan, data, RunOptions(threads=1))
 
 
 def test_what_makes_outputs_worse_is_not_taken(monkeypatch):
     monkeypatch.setattr(stage, "output_errors", lambda *_: {"plain": 0.1, "fitted": 0.2})
-    plan, repair = staged(classifier())
-    assert not plan.weights and not repair.taken and "would not bring the outputs nearer" in repair.note
+    plan, done = staged(classifier())
+    assert not plan.weights and not done.taken and "would not bring the outputs nearer" in done.note
 
 
 def test_outputs_that_tell_nothing_leave_it_to_the_layers(monkeypatch):
     monkeypatch.setattr(stage, "output_errors", lambda *_: {"plain": float("nan"), "fitted": float("nan")})
-    plan, repair = staged(classifier())
-    assert plan.weights and repair.taken and repair.plain is repair.repaired is None
+    plan, done = staged(classifier())
+    assert plan.weights and done.taken and done.plain is done.compensated is None
 
 
 def test_a_model_that_cant_be_taken_apart_is_pruned_all_the_same(monkeypatch):
@@ -189,8 +189,8 @@ def test_a_model_that_cant_be_taken_apart_is_pruned_all_the_same(monkeypatch):
 
     monkeypatch.setattr(stage, "compensate", fail)
     result = pruned(classifier(), data={"x": images(8)})
-    repair = result.report.repair
-    assert repair is not None and repair.note.startswith("not compensated: a part of the model") and not repair.taken
+    done = result.report.compensation
+    assert done is not None and done.note.startswith("not compensated: a part of the model") and not done.taken
     assert result.report.verification.passed
 
 
@@ -200,8 +200,8 @@ def test_layers_that_are_all_left_say_why():
     weight = net.weight(net.normal(8, 8, 1, 1))
     b = net.conv_with(net.op("Relu", net.conv_with(a, weight, name="b")), weight, name="c")
     result = pruned(net.output(b).model(), masks={"b": [0, 1, 2]}, data={"x": images(8)})
-    repair = result.report.repair
-    assert repair is not None and repair.note == "not compensated: b: its weight is shared"
+    done = result.report.compensation
+    assert done is not None and done.note == "not compensated: b: its weight is shared"
 
 
 # Plans
@@ -276,8 +276,8 @@ def test_weights_of_another_model_are_told(planned, capsys):
 def test_one_sample():
     model = classifier()
     result = pruned(model, data={"x": images(1)})
-    repair = result.report.repair
-    assert repair is not None and repair.samples == 1 and "1 sample, too few to hold any out" in repair.note
+    done = result.report.compensation
+    assert done is not None and done.samples == 1 and "1 sample, too few to hold any out" in done.note
     assert_equal_outputs(result.model, reference(model, result), {"x": images(4)})
 
 
@@ -292,8 +292,8 @@ def test_constant_samples(value):
 def test_a_fixed_batch_that_samples_do_not_fill(count):
     model = classifier(8)
     result = pruned(model, data={"x": images(count)})
-    repair = result.report.repair
-    assert repair is not None and repair.samples == count and repair.taken
+    done = result.report.compensation
+    assert done is not None and done.samples == count and done.taken
     assert_equal_outputs(result.model, reference(model, result), {"x": images(8)})
 
 
@@ -309,7 +309,8 @@ def test_feeds_of_several_inputs_that_share_no_axis():
         for _ in range(6)
     ]
     result = pruned(model, data=feeds, masks={"b": list(range(12))})
-    assert result.report.repair is not None and result.report.repair.taken and result.report.repair.samples == 6
+    done = result.report.compensation
+    assert done is not None and done.taken and done.samples == 6
     assert_equal_outputs(result.model, reference(model, result), feeds[0])
 
 
@@ -362,9 +363,9 @@ def test_models_with_only_classes_as_output():
     net.ops("ArgMax", y, axis=1, keepdims=0, outputs=["y"], elem_type=TensorProto.INT64, shapes=[("n",)])
     model = net.output("y").model()
     x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
-    repair = pruned(model, data={"x": x}, masks={"b": list(range(9))}).report.repair
-    assert repair is not None and repair.plain is not None and repair.repaired is not None
-    assert repair.taken == (repair.repaired < repair.plain)
+    done = pruned(model, data={"x": x}, masks={"b": list(range(9))}).report.compensation
+    assert done is not None and done.plain is not None and done.compensated is not None
+    assert done.taken == (done.compensated < done.plain)
 
 
 def test_a_model_with_external_data(tmp_path, monkeypatch):

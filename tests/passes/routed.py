@@ -12,9 +12,9 @@ from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.checks import check_plan
 from ucpe_onnx.planning.make import Settings, make_plan
+from ucpe_onnx.runtime.target import Target
 
 Kept = Mapping[str, Sequence[int]]
 

@@ -15,7 +15,7 @@ from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import Emission, NameNodes, PruneWeights, RemoveOrphans, Views, emission_passes, run_passes
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.planning import Target
+from ucpe_onnx.runtime.target import Target
 
 PLAIN = Target(blocked=False)
 

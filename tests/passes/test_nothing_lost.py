@@ -14,8 +14,9 @@ from ucpe_onnx import load_model, prune, save_model
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import emit
-from ucpe_onnx.planning import Target, make_plan
+from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.make import Settings
+from ucpe_onnx.runtime.target import Target
 
 KEPT = {"b": [0, 2, 5], "c": [1, 2]}
 

@@ -10,9 +10,9 @@ from onnx import numpy_helper
 from tests.builders import Net, check_emission
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.plan import LOWERINGS
-from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.apply import selected
 from ucpe_onnx.planning.lower import LOWERING_RULES
+from ucpe_onnx.runtime.target import Target
 
 PLAIN = Target(blocked=False)
 

@@ -14,8 +14,8 @@ from ucpe_onnx.errors import MaskError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.checks import check_plan
+from ucpe_onnx.runtime.target import Target
 
 
 def small() -> onnx.ModelProto:

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.builders import Net, prune
-from ucpe_onnx.planning import Target
-from ucpe_onnx.runtime.target import TARGETS
+from ucpe_onnx.runtime.target import TARGETS, Target
 
 
 def widths(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:

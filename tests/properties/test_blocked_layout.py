@@ -12,8 +12,9 @@ import pytest
 from models import build
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.passes import emit
-from ucpe_onnx.planning import Target, make_plan
+from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.make import Settings
+from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.criteria import score_consumers
 from ucpe_onnx.selection.select import Selection, select_masks
 

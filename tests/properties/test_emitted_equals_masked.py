@@ -17,10 +17,10 @@ from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
-from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.checks import check_plan
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
+from ucpe_onnx.runtime.target import Target
 
 _LONG_RUN = os.environ.get("UCPE_FUZZ", "")
 """Number of examples for a long search with fresh random numbers; else few, and the same ones every time."""

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.report.accuracy_reports import BUDGET, POINTS, REPAIR
+from tests.report.accuracy_reports import ACCOUNTS, COMPENSATION
 from ucpe_onnx.analysis.counts import COPIES, ModelStats
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.report import html_text, svg
 from ucpe_onnx.report.html import render_html
 from ucpe_onnx.report.html_segments import _states
 from ucpe_onnx.report.report import Report, SegmentReport, kept_share
+from ucpe_onnx.report.sections import Compensation
 from ucpe_onnx.runtime.compare import Difference
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.verify import OutputCheck, Verification
@@ -180,13 +181,16 @@ def test_segments_show_readers_lowerings_order_and_reasons() -> None:
 
 
 def test_what_was_done_for_accuracy() -> None:
-    _, page = render(small_plan(), budget=BUDGET, repair=REPAIR, sensitivity=POINTS)
+    _, page = render(small_plan(), sections=ACCOUNTS)
     for text in ("Target 0.7 of the input's latency: 0.708 reached in 2 looks", "1.2 points lost", "0.660", "0.750"):
         assert text in page.text
     for text in ("256 samples", "0.47 with zeros alone, 0.012 with refitted weights", "a<b", "weights stay", "others"):
         assert text in page.text
     assert "25.0% gone" in page.text and "0.75" in page.text and "(-5.0)" in page.text
-    _, page = render(small_plan(), repair=replace(REPAIR, plain=None, repaired=None, taken=False, note="not so: why"))
+    _, page = render(
+        small_plan(),
+        sections=(Compensation(replace(COMPENSATION, plain=None, compensated=None, taken=False, note="not so: why")),),
+    )
     assert "Not so: why" in page.text and "zeros alone" not in page.text
     _, page = render(small_plan())
     assert not {"Budget", "Compensation", "Sensitivity"} & set(page.text.split())

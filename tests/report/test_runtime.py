@@ -12,14 +12,17 @@ import pytest
 from rich.console import Console
 
 from tests.builders import Net
+from tests.report.accuracy_reports import with_sections, without
 from ucpe_onnx import Result, prune
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.report.html import render_html
 from ucpe_onnx.report.report import Report
-from ucpe_onnx.report.runtime import RuntimeComparison, attributed, compare_in_runtime, counts_in_words, in_words
+from ucpe_onnx.report.runtime_words import counts_in_words, in_words
+from ucpe_onnx.report.sections import Runtime
 from ucpe_onnx.report.summary import print_summary
 from ucpe_onnx.runtime.optimised import Finding, OptimisedGraph, read_optimised
+from ucpe_onnx.runtime.optimised_pair import RuntimeComparison, attributed, compare_in_runtime
 from ucpe_onnx.runtime.session import RunOptions
 from ucpe_onnx.runtime.target import target_for
 
@@ -51,7 +54,7 @@ def result() -> Result:
     keep = {"left": np.arange(width) % 2 == 0, "right": np.arange(width) % 3 == 0}
     made = prune(model(), masks=keep, lowering="gather", bench_seconds=0)
     compared = compare_in_runtime(model(), made.model, RunOptions(), SHAPES, trace(model()))
-    return replace(made, report=replace(made.report, runtime=compared))
+    return replace(made, report=with_sections(made.report, Runtime(compared)))
 
 
 def segment_of(traced: Trace, consumer: str) -> int:
@@ -98,7 +101,7 @@ def test_one_line_for_the_terminal(result):
     assert "3 copies (1 before)" in line
     if CPU.blocked:
         assert line.startswith("in onnxruntime: 4 convolutions blocked; ") and "outside" not in line
-    assert "in onnxruntime" not in printed(replace(result.report, runtime=None))
+    assert "in onnxruntime" not in printed(without(result.report, Runtime))
 
 
 def graph(**counts: int) -> OptimisedGraph:
@@ -145,7 +148,7 @@ def test_json(result):
     assert data["problem"] == "" and data["after"]["counts"]["copy"] == 3
     selections = [f for f in data["after"]["findings"] if f["name"] == "left_select"]
     assert [(f["kind"], f["bytes"]) for f in selections] == [("copy", 2 * CPU.block * 64 * 4)]
-    assert replace(result.report, runtime=None).to_dict()["runtime"] is None
+    assert without(result.report, Runtime).to_dict()["runtime"] is None
 
 
 def test_page(result):
@@ -153,11 +156,13 @@ def test_page(result):
     assert "optimised graph</h2>" in page and "left_select" in page
     body = page.partition('id="segment-1"')[2].partition('id="segment-')[0]
     assert "<b>In onnxruntime:</b>" in body and "2 copies (0 before)" in body and "right_select" in body
-    assert "optimised graph" not in render_html(replace(result.report, runtime=None), result.plan)
+    assert "optimised graph" not in render_html(without(result.report, Runtime), result.plan)
 
 
 def test_page_lists_a_part_of_what_is_much(result):
-    many = replace(result.report, runtime=RuntimeComparison(graph(block=16), graph(block=16, copy=900, outside=1)))
+    many = with_sections(
+        result.report, Runtime(RuntimeComparison(graph(block=16), graph(block=16, copy=900, outside=1)))
+    )
     page = render_html(many, result.plan)
     assert "900 copies" in page and "copy39" in page and "copy40" not in page and "860 more nodes" in page
     body = page.partition('id="segment-1"')[2].partition('id="segment-')[0]
@@ -166,7 +171,7 @@ def test_page_lists_a_part_of_what_is_much(result):
 
 def test_page_escapes_names(result):
     hostile = replace(graph(block=16), findings=(Finding("copy", "<i>", "<b>n", "", None, "<u>why", 1),))
-    page = render_html(replace(result.report, runtime=RuntimeComparison(hostile, hostile)), result.plan)
+    page = render_html(with_sections(result.report, Runtime(RuntimeComparison(hostile, hostile))), result.plan)
     assert "<i>" not in page and "<b>n" not in page and "<u>why" not in page and "&lt;b&gt;n" in page
 
 
@@ -174,10 +179,10 @@ def test_a_provider_whose_graph_cannot_be_read(result, traced, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise ModelError("net: unable to serialize <compiled> nodes")
 
-    monkeypatch.setattr("ucpe_onnx.report.runtime.read_optimised", refuse)
+    monkeypatch.setattr("ucpe_onnx.runtime.optimised_pair.read_optimised", refuse)
     compared = compare_in_runtime(model(), model(), RunOptions(), SHAPES, traced)
     assert compared.before is compared.after is None and compared.by_segment() == {}
-    report = replace(result.report, runtime=compared)
+    report = with_sections(result.report, Runtime(compared))
     assert "can't be looked at: net: unable to serialize <compiled> nodes" in printed(report)
     page = render_html(report, result.plan)
     assert "unable to serialize &lt;compiled&gt; nodes" in page

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from tests.models_small import branches, latency, wide
-from tests.report.accuracy_reports import BUDGET, POINTS, REPAIR
+from tests.report.accuracy_reports import ACCOUNTS, COMPENSATION, with_sections
 from ucpe_onnx import prune
 from ucpe_onnx.report.report import Report
+from ucpe_onnx.report.sections import Compensation
 from ucpe_onnx.report.summary import print_summary
 
 
@@ -58,15 +59,15 @@ def test_unknown_and_empty_numbers(report):
 
 
 def test_what_was_done_for_accuracy(report):
-    text = printed(replace(report, budget=BUDGET, repair=REPAIR, sensitivity=POINTS), width=200)
+    text = printed(with_sections(report, *ACCOUNTS), width=200)
     assert "target 0.7 of the input's latency: 0.708 reached in 2 looks, 1.2 points lost on samples held out" in text
     assert "compensated: 2 layers refitted to 256 samples, error of the outputs 0.47 -> 0.012" in text
     assert "shared was not refitted: its weight is read by others" in text
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("most sensitive"))
     assert [line.split()[1] for line in lines[start + 1 : start + 3]] == ["3,", "1,"], "the worst first"
-    refused = replace(REPAIR, taken=False, note="not compensated: no better", layers=(), left={})
-    text = printed(replace(report, repair=refused), width=200)
+    refused = replace(COMPENSATION, taken=False, note="not compensated: no better", layers=(), left={})
+    text = printed(with_sections(report, Compensation(refused)), width=200)
     assert "not compensated: no better" in text and "refitted" not in text
 
 

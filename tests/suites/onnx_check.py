@@ -15,9 +15,9 @@ from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.model.naming import node_names
 from ucpe_onnx.passes import emit
-from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
+from ucpe_onnx.runtime.target import Target
 
 NOT_RUN, REFUSED, WHOLE, PRUNED, DEFECT = "not run", "refused", "whole", "pruned", "defect"
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from tests.builders import Net
 from tests.traps.trapping import check, check_halves, width
-from ucpe_onnx.planning import Target
+from ucpe_onnx.runtime.target import Target
 
 Step = Callable[[Net, str], str]
 

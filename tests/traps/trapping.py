@@ -14,9 +14,9 @@ from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
-from ucpe_onnx.planning import Target
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
+from ucpe_onnx.runtime.target import Target
 
 PLAIN = Target(blocked=False)
 """Widths are not rounded up, which would keep most of so few channels."""

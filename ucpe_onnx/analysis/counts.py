@@ -44,6 +44,11 @@ class ModelStats:
     nodes: int
     copies: Mapping[str, int]
 
+    def lighter_than(self, other: ModelStats) -> bool:
+        """Whether there is less to do, or to hold, than in another model."""
+        fewer_macs = self.macs is not None and other.macs is not None and self.macs < other.macs
+        return self.parameters < other.parameters or fewer_macs
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {

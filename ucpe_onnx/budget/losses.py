@@ -11,7 +11,7 @@ import onnx
 from ucpe_onnx.activations.layers import Layer, find_layers
 from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.trace import Trace
-from ucpe_onnx.compensation.alone import refit_alone
+from ucpe_onnx.compensation.alone import compensate_alone
 from ucpe_onnx.compensation.error import output_errors
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
@@ -132,7 +132,7 @@ def alone(
     weights = {}
     for name, mask in masks.items():
         if name in layers and name in statistics.consumers:
-            weights.update(refit_alone(trace.graph, layers[name], mask, statistics.consumers[name]))
+            weights.update(compensate_alone(trace.graph, layers[name], mask, statistics.consumers[name]))
     return masked_model(with_weights(model, weights), masks)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
@@ -11,7 +14,6 @@ from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.budget.losses import SAMPLES, alone, dropped
 from ucpe_onnx.compensation.error import output_errors
-from ucpe_onnx.report.sensitivity import SensitivityPoint
 from ucpe_onnx.runtime.accuracy import top1_accuracy
 from ucpe_onnx.runtime.session import RunOptions, as_session
 from ucpe_onnx.samples.dataset import Dataset
@@ -19,6 +21,30 @@ from ucpe_onnx.selection.data_criteria import removal_curve
 
 RATIOS = (0.125, 0.25, 0.5, 0.75)
 """Shares of each consumer's channels that are dropped."""
+
+
+@dataclass(frozen=True)
+class SensitivityPoint:
+    """What the outputs do if one segment's consumers drop channels.
+
+    Attributes:
+        segment: number of the segment.
+        consumers: names of the consumers that drop channels.
+        ratio: share of its channels that each of them drops.
+        error: of the outputs, over their variance.
+        accuracy_lost: top-1 accuracy that is lost, as a share; None without labels.
+    """
+
+    segment: int
+    consumers: tuple[str, ...]
+    ratio: float
+    error: float
+    accuracy_lost: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        error = self.error if math.isfinite(self.error) else None
+        return {**vars(self), "consumers": list(self.consumers), "error": error}
 
 
 def sensitivity(

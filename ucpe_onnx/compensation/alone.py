@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 _RIDGE = 1e-3
 
 
-def refit_alone(graph: GraphView, layer: Layer, mask: Mask, known: ConsumerStatistics) -> dict[str, NewWeight]:
+def compensate_alone(graph: GraphView, layer: Layer, mask: Mask, known: ConsumerStatistics) -> dict[str, NewWeight]:
     """New weights and bias of a layer whose dropped channels are predicted from the kept ones.
 
     With covariance S of the features, kept K: ``W~_K = W S_:K (S_KK + ridge)^-1``, and the bias takes up

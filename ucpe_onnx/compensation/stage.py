@@ -1,4 +1,4 @@
-"""Compensation as a stage of the job: new weights for a plan, or a reason why there are none."""
+"""New weights for a plan, or a reason why there are none."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 
 from ucpe_onnx.analysis.trace import Trace
-from ucpe_onnx.compensation.absorb import absorb
 from ucpe_onnx.compensation.error import output_errors
 from ucpe_onnx.compensation.sequential import Compensation, LayerFit, compensate
+from ucpe_onnx.compensation.without_samples import biases_from_norms
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
@@ -27,14 +27,14 @@ _FEWEST = 5
 
 
 @dataclass(frozen=True)
-class Repair:
+class CompensationOutcome:
     """What compensation did to a model.
 
     Attributes:
         samples: calibration samples it was fitted to; 0 without data.
         plain: error of the outputs of the masked model on them, see :func:`output_errors`; None without data, or if
             nothing was refitted or can be compared.
-        repaired: error of the compensated model, likewise.
+        compensated: error of the compensated model, likewise.
         taken: whether the new weights are used.
         layers: what was done to each layer.
         left: layers that could not be refitted, and why.
@@ -43,7 +43,7 @@ class Repair:
 
     samples: int
     plain: float | None
-    repaired: float | None
+    compensated: float | None
     taken: bool
     layers: tuple[LayerFit, ...] = ()
     left: Mapping[str, str] | None = None
@@ -52,11 +52,18 @@ class Repair:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; an infinite error, which JSON can't hold, is None."""
         layers = [{name: _plain(value) for name, value in vars(layer).items()} for layer in self.layers]
-        plain = {name: _plain(value) for name, value in vars(self).items()}
-        return {**plain, "layers": layers, "left": dict(self.left or {})}
+        return {
+            "samples": self.samples,
+            "plain": _plain(self.plain),
+            "repaired": _plain(self.compensated),
+            "taken": self.taken,
+            "layers": layers,
+            "left": dict(self.left or {}),
+            "note": self.note,
+        }
 
 
-def repaired_plan(
+def compensated_plan(
     model: onnx.ModelProto,
     traced: Trace,
     plan: Plan,
@@ -65,7 +72,7 @@ def repaired_plan(
     *,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
-) -> tuple[Plan, Repair]:
+) -> tuple[Plan, CompensationOutcome]:
     """Refit a plan's network on calibration samples.
 
     Args:
@@ -92,9 +99,9 @@ def repaired_plan(
             traced, masks, feeds, options, real=real, source=dataset.source, seed=seed, progress=progress
         )
     except ModelError as error:
-        return plan, Repair(samples, None, None, False, note=f"not compensated: {error}")
+        return plan, CompensationOutcome(samples, None, None, False, note=f"not compensated: {error}")
     if not found.weights:
-        return plan, Repair(samples, None, None, False, found.layers, found.left, _why_nothing(found))
+        return plan, CompensationOutcome(samples, None, None, False, found.layers, found.left, _why_nothing(found))
     weights = {name: NewWeight.of(value) for name, value in found.weights.items()}
     errors = output_errors(model, _both(model, masks, weights), dataset, options)
     plain, fitted = (None if math.isnan(errors[name]) else errors[name] for name in ("plain", "fitted"))
@@ -104,7 +111,7 @@ def repaired_plan(
     if taken and samples < _FEWEST:
         note = f"compensated on {_samples(samples)}, too few to hold any out: give a few hundred"
     new = replace(plan, weights=weights) if taken else plan
-    return new, Repair(samples, plain, fitted, taken, found.layers, found.left, note)
+    return new, CompensationOutcome(samples, plain, fitted, taken, found.layers, found.left, note)
 
 
 def _why_nothing(found: Compensation) -> str:
@@ -122,14 +129,14 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def absorbed_plan(traced: Trace, plan: Plan) -> tuple[Plan, Repair]:
+def plan_without_samples(traced: Trace, plan: Plan) -> tuple[Plan, CompensationOutcome]:
     """The plan with the means of what goes in biases, as far as batch normalisations tell them."""
-    biases = absorb(traced, plan.masks())
+    biases = biases_from_norms(traced, plan.masks())
     if not biases:
         note = "not compensated: without --data it takes batch normalisations (they may be folded) and biases"
-        return plan, Repair(0, None, None, False, note=note)
+        return plan, CompensationOutcome(0, None, None, False, note=note)
     note = f"compensated: the means of dropped channels went into {len(biases)} biases (give --data to refit weights)"
-    return replace(plan, weights={name: NewWeight.of(value) for name, value in biases.items()}), Repair(
+    return replace(plan, weights={name: NewWeight.of(value) for name, value in biases.items()}), CompensationOutcome(
         0, None, None, True, note=note
     )
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import PurePath
 
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.report.html_layouts import render_layouts
-from ucpe_onnx.report.html_repair import render_budget, render_repair
-from ucpe_onnx.report.html_runtime import render_runtime
 from ucpe_onnx.report.html_segments import render_frozen, render_segments
 from ucpe_onnx.report.html_style import STYLE
 from ucpe_onnx.report.html_text import change, count, escape, milliseconds, plural, seconds, signed, size
 from ucpe_onnx.report.report import Report
-from ucpe_onnx.report.sensitivity import render_sensitivity
+from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS, Section
 from ucpe_onnx.report.svg import interval
 
 _MODES = {
@@ -43,13 +41,10 @@ def render_html(report: Report, plan: Plan) -> str:
             _speed(report),
             _cards(report),
             _numbers(report),
-            render_layouts(report),
-            render_runtime(report),
+            *_sections(report, ABOUT_LAYOUT),
             render_frozen(report),
             render_segments(report, plan),
-            render_budget(report),
-            render_repair(report),
-            render_sensitivity(report.sensitivity),
+            *_sections(report, ABOUT_MASKS),
             _checks(report),
             _footer(report, plan),
         )
@@ -63,6 +58,13 @@ def render_html(report: Report, plan: Plan) -> str:
         f"<title>{escape(PurePath(report.source).name)}: pruned</title><style>\n{STYLE}</style></head>\n"
         f"<body><main>{body}</main></body></html>\n"
     )
+
+
+def _sections(report: Report, kinds: tuple[type[Section], ...]) -> Iterator[str]:
+    for kind in kinds:
+        found = report.section(kind)
+        if found is not None:
+            yield found.html(report)
 
 
 def _header(report: Report) -> str:

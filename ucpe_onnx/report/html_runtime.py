@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ucpe_onnx.report.html_text import escape, name, plural, signed, size
-from ucpe_onnx.report.report import Report
-from ucpe_onnx.report.runtime import Pair, counts_in_words
+from ucpe_onnx.report.runtime_words import counts_in_words
 from ucpe_onnx.runtime.optimised import KINDS, Finding, OptimisedGraph
+from ucpe_onnx.runtime.optimised_pair import Pair, RuntimeComparison
 
 _LISTED = 40
 """Most findings of a kind that are listed."""
@@ -16,11 +16,8 @@ _LISTED_IN_SEGMENT = 12
 """Likewise of a segment."""
 
 
-def render_runtime(report: Report) -> str:
-    """The section that shows whether the emitted model runs as it was planned to."""
-    runtime = report.runtime
-    if runtime is None:
-        return ""
+def render_runtime(runtime: RuntimeComparison) -> str:
+    """Whether the emitted model runs as it was planned to."""
     title = "<h2>In onnxruntime's optimised graph</h2>"
     before, after = runtime.before, runtime.after
     if before is None or after is None:

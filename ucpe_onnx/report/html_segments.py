@@ -11,8 +11,8 @@ from ucpe_onnx.plan import LOWERINGS, ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.report.html_runtime import segment_runtime
 from ucpe_onnx.report.html_text import change, escape, name, names, plural, seconds
 from ucpe_onnx.report.report import Report, SegmentReport
-from ucpe_onnx.report.runtime import Pair
 from ucpe_onnx.report.svg import IntArray, runs_of, strip
+from ucpe_onnx.runtime.optimised_pair import Pair
 
 PICTURE_BYTES = 1_100_000
 """What all pictures of consumers may weigh; a page must open at once, and travel by mail."""
@@ -55,7 +55,7 @@ def render_segments(report: Report, plan: Plan) -> str:
     """The sections of all segments: those that several consumers share, then the others."""
     decided = {segment.id: segment for segment in plan.segments}
     found = {} if report.runtime is None else report.runtime.by_segment()
-    listed = _Lister(decided, plan.consumers, found, _Budget(PICTURE_BYTES), _Budget(SEGMENT_BYTES))
+    listed = _Lister(decided, plan.consumers, found, _Bytes(PICTURE_BYTES), _Bytes(SEGMENT_BYTES))
     shared = [s for s in report.segments if len(s.consumers) > 1]
     single = [s for s in report.segments if len(s.consumers) <= 1]
     text = ""
@@ -117,7 +117,7 @@ def _reason(alike: list[str]) -> str:
     return f"<details><summary>{escape(kind)}, at {len(places):,} nodes</summary>{names(places)}</details>"
 
 
-class _Budget:
+class _Bytes:
     """Bytes that something may still take.
 
     After three times as many have been asked for it gives up, as what is refused takes time to make, too.
@@ -147,8 +147,8 @@ class _Lister:
     decided: Mapping[int, SegmentPlan]
     consumers: Mapping[str, ConsumerPlan]
     found: Mapping[int | None, Pair]
-    pictures: _Budget
-    texts: _Budget
+    pictures: _Bytes
+    texts: _Bytes
 
     def __call__(self, segments: list[SegmentReport], opened: int = 0) -> str:
         """A list, its first segments open until so many rows are."""

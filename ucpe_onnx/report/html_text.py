@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _NAME_LIMIT = 300
@@ -27,9 +27,9 @@ def name(text: str, limit: int = 40) -> str:
 
 def names(texts: Iterable[str], limit: int = 40) -> str:
     """Whole names, one after another, the first so many of them."""
-    listed = list(texts)
-    shown = ", ".join(f"<code>{escape(text)}</code>" for text in listed[:limit])
-    return shown + (f" and {len(listed) - limit:,} more" if len(listed) > limit else "") if listed else "none"
+    given = list(texts)
+    shown = ", ".join(f"<code>{escape(text)}</code>" for text in given[:limit])
+    return shown + (f" and {len(given) - limit:,} more" if len(given) > limit else "") if given else "none"
 
 
 def change(before: float | None, after: float | None) -> str:
@@ -70,6 +70,16 @@ def milliseconds(value: float) -> str:
 def seconds(value: float) -> str:
     """A duration, in the unit that suits it."""
     return f"{value:,.1f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def sentence(text: str) -> str:
+    """Text of the user's that begins as a sentence does."""
+    return escape(text[:1].upper() + text[1:])
+
+
+def listed(texts: Sequence[str]) -> str:
+    """All of several names in plain text, after their number; a single one as it is."""
+    return (f"{len(texts)}: " if len(texts) > 1 else "") + ", ".join(texts)
 
 
 def plural(number: int, thing: str) -> str:

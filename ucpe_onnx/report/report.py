@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ucpe_onnx.analysis.counts import ModelStats
 from ucpe_onnx.analysis.trace import Trace
-from ucpe_onnx.compensation.stage import Repair
+from ucpe_onnx.budget.search import BudgetOutcome
+from ucpe_onnx.budget.sensitivity import SensitivityPoint
+from ucpe_onnx.compensation.stage import CompensationOutcome
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.report.budget import BudgetReport
-from ucpe_onnx.report.layouts import Rival
-from ucpe_onnx.report.runtime import RuntimeComparison
-from ucpe_onnx.report.sensitivity import SensitivityPoint
-from ucpe_onnx.report.tuning import TuningStep
+from ucpe_onnx.report.sections import SECTIONS, Budget, Compensation, Layouts, Runtime, Section, Sensitivity
+from ucpe_onnx.run.trials import Rival
+from ucpe_onnx.run.tuning import TuningStep
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
+from ucpe_onnx.runtime.optimised_pair import RuntimeComparison
 from ucpe_onnx.runtime.verify import Verification
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class SegmentReport:
         frozen: number of channels that had to stay.
         reasons: why they had to.
         lowerings: number of consumers by lowering.
-        objective: copy-weighted number of consumers whose channels are contiguous.
-        bound: the most that any order could reach.
-        status: of the solver.
+        objective: predicted time of the layers around the segment, in microseconds.
+        bound: no layout is predicted to take less.
+        status: OPTIMAL if objective and bound meet, else FEASIBLE.
     """
 
     id: int
@@ -70,15 +73,10 @@ class Report:
         latency: measurement against the input model (candidates ``input`` and ``output``), None if skipped.
         accuracy: top-1 accuracy ``before`` and ``after``, None without labels.
         seconds: time by stage.
-        rates: where the rates that layouts were predicted with come from.
-        rivals: other layouts for the same masks that were timed.
-        tuning: what was timed to choose lowerings, see :mod:`ucpe_onnx.run.tuning`.
         asked: share of the channels that the criterion was to drop; more than ``1 - kept`` where some cost nothing and
             stay, None for given masks.
-        runtime: what onnxruntime made of the input and of the emitted model, None if that was not looked at.
-        repair: what compensation did, None if there was none.
-        budget: how a budget was met, None if there was none.
-        sensitivity: how much the outputs mind the loss of channels, if that was asked for.
+        rates: where the rates that layouts were predicted with come from.
+        sections: what else there is to tell; see :mod:`ucpe_onnx.report.sections`.
     """
 
     source: str
@@ -93,13 +91,48 @@ class Report:
     accuracy: Mapping[str, float] | None
     seconds: Mapping[str, float]
     asked: float | None = None
-    tuning: tuple[TuningStep, ...] = ()
-    rivals: tuple[Rival, ...] = ()
     rates: str = ""
-    runtime: RuntimeComparison | None = None
-    repair: Repair | None = None
-    budget: BudgetReport | None = None
-    sensitivity: tuple[SensitivityPoint, ...] = ()
+    sections: tuple[Section, ...] = ()
+
+    def section(self, kind: type[S]) -> S | None:
+        """The section of a kind; None if the run has none."""
+        return next((found for found in self.sections if isinstance(found, kind)), None)
+
+    @property
+    def budget(self) -> BudgetOutcome | None:
+        """How a budget was met, None if there was none."""
+        found = self.section(Budget)
+        return None if found is None else found.outcome
+
+    @property
+    def compensation(self) -> CompensationOutcome | None:
+        """What compensation did, None if there was none."""
+        found = self.section(Compensation)
+        return None if found is None else found.outcome
+
+    @property
+    def runtime(self) -> RuntimeComparison | None:
+        """What onnxruntime made of the input and of the emitted model, None if that was not looked at."""
+        found = self.section(Runtime)
+        return None if found is None else found.comparison
+
+    @property
+    def sensitivity(self) -> tuple[SensitivityPoint, ...]:
+        """How sensitive the outputs are to the loss of channels, if that was asked for."""
+        found = self.section(Sensitivity)
+        return () if found is None else found.points
+
+    @property
+    def rivals(self) -> tuple[Rival, ...]:
+        """Other layouts for the same masks that were timed."""
+        found = self.section(Layouts)
+        return () if found is None else found.rivals
+
+    @property
+    def tuning(self) -> tuple[TuningStep, ...]:
+        """What was timed to choose lowerings."""
+        found = self.section(Layouts)
+        return () if found is None else found.tuning
 
     @property
     def speed(self) -> CandidateLatency | None:
@@ -112,13 +145,7 @@ class Report:
 
         A model from which nothing was removed can only seem faster: of intervals at 95 %, some lie below 1 by chance.
         """
-        return self.speed is not None and self.speed.faster and self._lighter
-
-    @property
-    def _lighter(self) -> bool:
-        before, after = self.before, self.after
-        fewer_macs = before.macs is not None and after.macs is not None and after.macs < before.macs
-        return after.parameters < before.parameters or fewer_macs
+        return self.speed is not None and self.speed.faster and self.after.lighter_than(self.before)
 
     def copies_added(self) -> dict[str, int]:
         """Operators that only select or move channels, by type: how many more than before."""
@@ -141,15 +168,14 @@ class Report:
             "latency": None if self.latency is None else self.latency.to_dict(),
             "faster": self.faster,
             "rates": self.rates,
-            "rivals": [rival.to_dict() for rival in self.rivals],
-            "tuning": [step.to_dict() for step in self.tuning],
-            "runtime": None if self.runtime is None else self.runtime.to_dict(),
-            "compensation": None if self.repair is None else self.repair.to_dict(),
-            "budget": None if self.budget is None else self.budget.to_dict(),
-            "sensitivity": [point.to_dict() for point in self.sensitivity],
+            **{key: value for kind in SECTIONS for key, value in self._entries(kind).items()},
             "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],
             "seconds": dict(self.seconds),
         }
+
+    def _entries(self, kind: type[Section]) -> Mapping[str, Any]:
+        found = self.section(kind)
+        return kind.absent if found is None else found.entries()
 
 
 def segment_reports(trace: Trace, plan: Plan) -> tuple[SegmentReport, ...]:

@@ -8,13 +8,9 @@ from pathlib import PurePath
 from rich.console import Console
 from rich.table import Table
 
-from ucpe_onnx.compensation.stage import Repair
-from ucpe_onnx.report.budget import in_words as budget_in_words
-from ucpe_onnx.report.layouts import in_words
+from ucpe_onnx.report.html_text import listed, plural
 from ucpe_onnx.report.report import Report, SegmentReport
-from ucpe_onnx.report.runtime import in_words as runtime_in_words
-
-_SENSITIVE = 5
+from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS
 
 LARGE_LOSS = 10.0
 """Points of accuracy above which a loss is worth a warning."""
@@ -71,44 +67,17 @@ def _print_checks(report: Report, console: Console) -> None:
             f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went;"
             " the others cost nothing by staying"
         )
-    if report.budget is not None:
-        console.print(budget_in_words(report.budget))
-    if report.repair is not None:
-        _print_repair(report.repair, console)
-    if report.sensitivity:
-        _print_sensitivity(report, console)
-    if report.runtime is not None:
-        console.print(runtime_in_words(report.runtime))
+    for section in (*ABOUT_MASKS, *reversed(ABOUT_LAYOUT)):
+        found = report.section(section)
+        for line in () if found is None else found.lines(report):
+            console.print(line)
     if report.latency is not None:
-        console.print(in_words(report.layout, report.rivals))
         console.print(f"latency: ratio of medians, 95 % interval, {report.latency.rounds} interleaved rounds")
     if report.accuracy is not None:
         lost = (report.accuracy["before"] - report.accuracy["after"]) * 100
         if lost > LARGE_LOSS:
             advice = "; try a lower --ratio" if report.mode in ("unconstrained", "constrained") else ""
             console.print(f"warning: accuracy fell by {lost:.1f} points{advice}", style="yellow")
-
-
-def _print_repair(repair: Repair, console: Console) -> None:
-    """What compensation did."""
-    if repair.taken and repair.plain is not None and repair.repaired is not None:
-        console.print(
-            f"compensated: {_plural(len(repair.layers), 'layer')} refitted to {_plural(repair.samples, 'sample')},"
-            f" error of the outputs {repair.plain:.3g} -> {repair.repaired:.3g} of their variance",
-        )
-    if repair.note:
-        console.print(repair.note)
-    for name, reason in list((repair.left or {}).items())[:3]:
-        console.print(f"  {name} was not refitted: {reason}")
-
-
-def _print_sensitivity(report: Report, console: Console) -> None:
-    """The segments whose channels the outputs mind most."""
-    ratio = min((point.ratio for point in report.sensitivity), key=lambda ratio: abs(ratio - 0.25))
-    points = sorted((p for p in report.sensitivity if p.ratio == ratio), key=lambda p: -p.error)
-    console.print(f"most sensitive, error of the outputs with {ratio:.0%} of a segment's channels gone:")
-    for point in points[:_SENSITIVE]:
-        console.print(f"  segment {point.segment}, read by {_names(point.consumers)}: {point.error:.3g}")
 
 
 def _print_frozen(report: Report, console: Console) -> None:
@@ -120,8 +89,8 @@ def _print_frozen(report: Report, console: Console) -> None:
         for reason in segment.reasons:
             reasons[reason] += 1
     console.print(
-        f"frozen: {_plural(sum(s.frozen for s in stuck), 'channel')} in {len(stuck)} of"
-        f" {_plural(len(report.segments), 'segment')}"
+        f"frozen: {plural(sum(s.frozen for s in stuck), 'channel')} in {len(stuck)} of"
+        f" {plural(len(report.segments), 'segment')}"
     )
     for reason, count in reasons.most_common(5):
         console.print(f"  {reason}" + (f" ({count} segments)" if count > 1 else ""))
@@ -139,7 +108,7 @@ def _segments(report: Report) -> Table:
     table.add_column("made by", ratio=1, no_wrap=True, overflow="ellipsis")
     for s in report.segments:
         read_by = "\n".join(f"{count} {kind}" for kind, count in s.lowerings.items())
-        table.add_row(str(s.id), str(s.slots), str(s.emitted), str(s.frozen), read_by, _order(s), _names(s.producers))
+        table.add_row(str(s.id), str(s.slots), str(s.emitted), str(s.frozen), read_by, _order(s), listed(s.producers))
     return table
 
 
@@ -148,14 +117,6 @@ def _order(segment: SegmentReport) -> str:
     if segment.status == "OPTIMAL" or not segment.bound:
         return segment.status.lower()
     return f"within {segment.objective / segment.bound - 1:.0%}"
-
-
-def _names(names: tuple[str, ...]) -> str:
-    return (f"{len(names)}: " if len(names) > 1 else "") + ", ".join(names)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def _change(before: int | None, after: int | None) -> str:

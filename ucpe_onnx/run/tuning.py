@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onnx
@@ -18,7 +18,6 @@ from ucpe_onnx.plan import Plan, SegmentPlan
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings
-from ucpe_onnx.report.tuning import TuningStep
 from ucpe_onnx.runtime.latency import LEAST_RELOADS, measure
 from ucpe_onnx.selection.criteria import FloatArray
 
@@ -31,6 +30,33 @@ _HOPELESS = 1.5
 """An alternative that is predicted to take so many times as long as the best is not timed."""
 _ROUNDS = 12
 """Rounds at least, for each comparison."""
+
+
+@dataclass(frozen=True)
+class TuningStep:
+    """One alternative for one segment.
+
+    Attributes:
+        segment: number of the segment.
+        lowering: what the alternative was made by.
+        predicted_us: how much longer the model was predicted to take with it, in microseconds.
+        measured_us: how much longer it took.
+        low: lower end of that difference's 95 % interval.
+        high: upper end.
+        taken: whether it was chosen.
+    """
+
+    segment: int
+    lowering: str
+    predicted_us: float
+    measured_us: float
+    low: float
+    high: float
+    taken: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -118,18 +144,18 @@ class Tuner:
 
 def _alternatives(plan: Plan, others: Mapping[str, Plan], decided: SegmentPlan) -> list[str]:
     """Names of the plans that lay a segment out in another way, best predictions first, each way once."""
-    known = [_layout(plan, decided.id)]
+    known = [_emitted(plan, decided.id)]
     names: list[str] = []
     for name in sorted(others, key=lambda name: others[name].segments[decided.id].objective):
-        layout = _layout(others[name], decided.id)
+        emitted = _emitted(others[name], decided.id)
         hopeless = others[name].segments[decided.id].objective > _HOPELESS * decided.objective
-        if layout not in known and not hopeless and len(names) < _MOST:
-            known.append(layout)
+        if emitted not in known and not hopeless and len(names) < _MOST:
+            known.append(emitted)
             names.append(name)
     return names
 
 
-def _layout(plan: Plan, segment: int) -> tuple[Any, ...]:
+def _emitted(plan: Plan, segment: int) -> tuple[Any, ...]:
     decided = plan.segments[segment]
     reads = {name: c.read for name, c in plan.consumers.items() if c.segment == segment}
     return decided.order, decided.split, decided.blocks if decided.split else (), dict(decided.lowerings), reads

@@ -19,8 +19,7 @@ from ucpe_onnx.errors import DataError
 from ucpe_onnx.masks import Mask, save_masks
 from ucpe_onnx.model.files import load_model
 from ucpe_onnx.model.source import ModelSource, Source, open_source
-from ucpe_onnx.pipeline import prune
-from ucpe_onnx.run.job import Result
+from ucpe_onnx.pipeline import Result, prune
 from ucpe_onnx.samples.dataset import LABELS
 from ucpe_onnx.samples.inputs import Array, InputSpec, input_specs
 from ucpe_onnx.train.loop import Epoch, Progress, Trainer

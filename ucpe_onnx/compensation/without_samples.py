@@ -39,7 +39,7 @@ class _Known:
     variance: Array
 
 
-def absorb(trace: Trace, masks: Mapping[str, Mask]) -> dict[str, Array]:
+def biases_from_norms(trace: Trace, masks: Mapping[str, Mask]) -> dict[str, Array]:
     """New biases for the layers that lose channels whose means are known.
 
     Args:

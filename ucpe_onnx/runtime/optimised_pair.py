@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ import onnx
 
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.runtime.optimised import KINDS, Finding, OptimisedGraph, read_optimised
+from ucpe_onnx.runtime.optimised import Finding, OptimisedGraph, read_optimised
 from ucpe_onnx.runtime.session import RunOptions
 
 Pair = tuple[tuple[Finding, ...], tuple[Finding, ...]]
@@ -88,32 +88,6 @@ def attributed(graph: OptimisedGraph, traced: Trace) -> OptimisedGraph:
     return replace(graph, findings=tuple(found))
 
 
-def in_words(runtime: RuntimeComparison) -> str:
-    """One line: where convolutions run, and what stands between them, before and after."""
-    if runtime.before is None or runtime.after is None:
-        return f"onnxruntime's optimised graph can't be looked at: {runtime.problem}"
-    pair = [tuple(f for f in graph.findings if f.kind != "outside") for graph in (runtime.before, runtime.after)]
-    between = ", ".join(counts_in_words((pair[0], pair[1]))) or "nothing reordered or copied"
-    return f"in onnxruntime: {'; '.join((*_layouts(runtime.before, runtime.after), between))}"
-
-
-def counts_in_words(pair: Pair) -> list[str]:
-    """Numbers of findings by kind as ``3 reorders (2 before)``, without the kinds that occur on neither side."""
-    before, after = (Counter(finding.kind for finding in findings) for findings in pair)
-    words = (_change(after[kind], before[kind], KINDS[kind][after[kind] != 1]) for kind in KINDS)
-    return [word for word in words if word]
-
-
-def _layouts(before: OptimisedGraph, after: OptimisedGraph) -> list[str]:
-    """Where convolutions run, if there are any."""
-    outside = _change(len(after.of("outside")), len(before.of("outside")), "outside")
-    blocked = f"{_plural(after.blocked, 'convolution')} blocked" if after.block and after.blocked + after.plain else ""
-    plain = f"{_plural(after.plain, 'convolution')} in the plain layout" if after.plain and not after.block else ""
-    quantised = f"{_plural(after.quantised, 'convolution')} in int8" if after.quantised else ""
-    words = ", ".join(filter(None, (quantised, blocked, outside, plain)))
-    return [words] if words else []
-
-
 def _segments_of_tensors(traced: Trace) -> dict[str, int]:
     """The segment of each tensor; of several, the one of its channels."""
     found: dict[str, tuple[tuple[bool, bool, int], int]] = {}
@@ -135,14 +109,3 @@ def _segment(tensor: str, segments: Mapping[str, int], traced: Trace) -> int | N
         found = segments.get(maker.inputs[0])
         maker = traced.graph.makers.get(maker.inputs[0])
     return found
-
-
-def _change(new: int, old: int, noun: str) -> str:
-    """``3 reorders (2 before)``; "" where there are none, and never were."""
-    if not new and not old:
-        return ""
-    return f"{new:,} {noun}" + (f" ({old:,} before)" if old != new else "")
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")

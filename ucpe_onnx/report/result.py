@@ -1,0 +1,61 @@
+"""What a run returns: the model, the plan, and the account of how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from ucpe_onnx.activations.statistics import Statistics
+from ucpe_onnx.plan import Plan
+from ucpe_onnx.report.report import Report, kept_share, segment_reports
+from ucpe_onnx.report.sections import SECTIONS
+from ucpe_onnx.run.context import Run, top1
+from ucpe_onnx.run.trials import Outcome
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`ucpe_onnx.prune` returns.
+
+    Attributes:
+        model: the emitted model, verified.
+        plan: the decisions; ``prune(model, plan=plan)`` repeats them bit for bit.
+        report: the account.
+        statistics: what the consumers read on the user's samples, if ``save_stats`` asks for that.
+    """
+
+    model: onnx.ModelProto
+    plan: Plan
+    report: Report
+    statistics: Statistics | None = None
+
+
+def described(run: Run, outcome: Outcome) -> Result:
+    """Put everything together."""
+    trial = outcome.trial
+    sections = tuple(found for kind in SECTIONS if (found := kind.of(run, outcome)) is not None)
+    with run.stages("report"):
+        report = Report(
+            source=run.source.label,
+            mode=outcome.candidate.mode,
+            layout=trial.name,
+            before=outcome.before,
+            after=outcome.after,
+            kept=kept_share(trial.plan),
+            segments=segment_reports(run.traced, trial.plan),
+            verification=trial.verification,
+            latency=outcome.latency,
+            accuracy=_accuracies(run, trial.emitted),
+            seconds=run.stages.seconds,
+            asked=outcome.candidate.asked,
+            rates=run.rates.origin,
+            sections=sections,
+        )
+    statistics = None if run.options.save_stats is None else run.statistics
+    return Result(trial.emitted, trial.plan, report, statistics)
+
+
+def _accuracies(run: Run, emitted: onnx.ModelProto) -> dict[str, float] | None:
+    after = top1(emitted, run.feeds, run.options)
+    return None if run.accuracy is None or after is None else {"before": run.accuracy, "after": after}

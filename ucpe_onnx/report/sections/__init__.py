@@ -1,0 +1,28 @@
+"""The sections of a report, one per file, and the two literals that say in which order they stand.
+
+The first stand beside the segments in the page, and last in the summary; the others tell what was done to get there.
+"""
+
+from ucpe_onnx.report.sections.budget import Budget
+from ucpe_onnx.report.sections.compensation import Compensation
+from ucpe_onnx.report.sections.layouts import Layouts
+from ucpe_onnx.report.sections.runtime import Runtime
+from ucpe_onnx.report.sections.section import Section
+from ucpe_onnx.report.sections.sensitivity import Sensitivity
+
+ABOUT_LAYOUT: tuple[type[Section], ...] = (Layouts, Runtime)
+ABOUT_MASKS: tuple[type[Section], ...] = (Budget, Compensation, Sensitivity)
+
+SECTIONS = (*ABOUT_LAYOUT, *ABOUT_MASKS)
+
+__all__ = [
+    "ABOUT_LAYOUT",
+    "ABOUT_MASKS",
+    "SECTIONS",
+    "Budget",
+    "Compensation",
+    "Layouts",
+    "Runtime",
+    "Section",
+    "Sensitivity",
+]

@@ -1,0 +1,199 @@
+"""Trials: a plan carried out and verified, measured against others, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import onnx
+
+from ucpe_onnx.analysis.counts import ModelStats, model_stats
+from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.compensation.stage import CompensationOutcome
+from ucpe_onnx.masked import masked_model
+from ucpe_onnx.model.files import check_model
+from ucpe_onnx.model.offload import trim_memory
+from ucpe_onnx.passes import emit
+from ucpe_onnx.plan import Plan
+from ucpe_onnx.planning.apply import in_input_layout
+from ucpe_onnx.run.candidates import Candidate
+from ucpe_onnx.run.context import Run
+from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport, measure
+from ucpe_onnx.runtime.verify import Verification, verify
+
+_TIE = 0.01
+"""A trial that is less than so much faster is not preferred to the plan that was asked for."""
+
+_RELOADS = 6
+"""Loads of all sessions in a measurement: where a session's memory lies makes a percent or two while it lives."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan carried out and verified.
+
+    Attributes:
+        name: the lowering that the plan was made with, or what else to call it.
+        plan: the decisions.
+        emitted: the model.
+        verification: its comparison with the masked model.
+    """
+
+    name: str
+    plan: Plan
+    emitted: onnx.ModelProto
+    verification: Verification
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another trial of the same masks that was timed beside the fastest.
+
+    Attributes:
+        name: the lowering that it was made with.
+        predicted_us: how much longer it was predicted to take than the fastest, in microseconds.
+        measured_us: how much longer it took.
+    """
+
+    name: str
+    predicted_us: float
+    measured_us: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The fastest trial of a candidate, and how it compares.
+
+    Attributes:
+        candidate: where the masks come from.
+        trial: the fastest.
+        before: the input model in numbers.
+        after: the emitted model in numbers.
+        latency: its measurement as ``output`` against the ``input``; None if that was skipped.
+        rivals: the other trials.
+        compensation: what compensation did; None if there was none.
+    """
+
+    candidate: Candidate
+    trial: Trial
+    before: ModelStats
+    after: ModelStats
+    latency: LatencyReport | None
+    rivals: tuple[Rival, ...] = ()
+    compensation: CompensationOutcome | None = None
+
+    @property
+    def speed(self) -> CandidateLatency | None:
+        """Latency of the emitted model relative to the input."""
+        return None if self.latency is None else self.latency["output"]
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is no need to try another candidate: this one is faster than the input, or nobody measures."""
+        return self.speed is None or (self.speed.faster and self.after.lighter_than(self.before))
+
+
+def carry_out(run: Run, name: str, plan: Plan) -> Trial:
+    """Emit the model that a plan describes, and verify it.
+
+    Raises:
+        ModelError: the emitted model is refused by ``onnx.checker``.
+        VerificationError: it does not compute what the masked model computes.
+    """
+    with run.stages("emit"):
+        model, traced = _weighted(run, plan)
+        emitted = run.offload.store(emit(model, traced, plan, run.options.watch()))
+        check_model(emitted, f"{run.source.label}: the emitted model")
+    with run.stages("verify"):
+        return Trial(name, plan, emitted, _verified(run, emitted, plan))
+
+
+def fastest(run: Run, candidate: Candidate, trials: Sequence[Trial]) -> Outcome:
+    """Measure trials against each other and the input; without a measurement the first one counts as the fastest."""
+    with run.stages("measure"):
+        latency = _latency(run, trials)
+        winner = trials[0]
+        if latency is not None:
+            winner = min(trials, key=lambda t: latency[t.name].ratio * (1 if t is trials[0] else 1 + _TIE))
+        after = model_stats(winner.emitted, run.feeds.shapes())
+    if latency is None:
+        return Outcome(candidate, winner, run.counts, after, None)
+    rivals = _rivals(latency, trials, winner)
+    return Outcome(candidate, winner, run.counts, after, latency.renamed({winner.name: "output"}), rivals)
+
+
+def better(one: Outcome | None, other: Outcome) -> Outcome:
+    """The faster of two outcomes; the first one where nobody has measured."""
+    if one is None:
+        return other
+    both_measured = one.speed is not None and other.speed is not None
+    return other if both_measured and _ratio(other) < _ratio(one) else one
+
+
+def back_to_input_layout(run: Run, best: Outcome) -> Outcome:
+    """With ``--allow-slower``: the masks as zero weights in the input's own layout, unless that is even slower."""
+    if not run.options.allow_slower or best.speed is None or not best.speed.slower:
+        return best
+    trial = carry_out(run, "input layout", in_input_layout(run.traced, best.trial.plan))
+    other = fastest(run, best.candidate, [trial])
+    return better(best, replace(other, compensation=best.compensation))
+
+
+def _weighted(run: Run, plan: Plan) -> tuple[onnx.ModelProto, Trace]:
+    """The input model with the plan's weights, and its analysis."""
+    if not plan.weights:
+        return run.source.model, run.traced
+    model = run.offload.store(plan.weighted(run.source.model))
+    return model, trace(model)
+
+
+def _verified(run: Run, emitted: onnx.ModelProto, plan: Plan) -> Verification:
+    """Compare an emitted model with the masked model."""
+    weighted = plan.weighted(run.source.model)
+    reference = run.offload.store(masked_model(weighted, plan.masks()))
+    trim_memory()
+    options = run.options
+    feeds = run.feeds.for_verification()
+    found = verify(emitted, reference, feeds, options.run_options(), rtol=options.rtol, atol=options.atol)
+    run.offload.discard(reference, run.source.model)
+    found.raise_if_failed(run.source.label)
+    return found
+
+
+def _latency(run: Run, trials: Sequence[Trial]) -> LatencyReport | None:
+    options = run.options
+    if not options.bench_seconds:
+        return None
+    return measure(
+        {"input": run.source.model, **{trial.name: trial.emitted for trial in trials}},
+        run.feeds.single,
+        options.run_options(),
+        baseline="input",
+        seconds=options.bench_seconds,
+        reloads=_RELOADS,
+        seed=options.seed,
+    )
+
+
+def _rivals(latency: LatencyReport, trials: Sequence[Trial], winner: Trial) -> tuple[Rival, ...]:
+    """Compare all other trials with the fastest; of predictions only differences mean anything."""
+    base = latency[latency.baseline].median_ms * 1e3
+    return tuple(
+        Rival(
+            trial.name,
+            round(trial.plan.predicted_us - winner.plan.predicted_us, 1),
+            round(base * (latency[trial.name].ratio - latency[winner.name].ratio), 1),
+        )
+        for trial in trials
+        if trial is not winner
+    )
+
+
+def _ratio(outcome: Outcome) -> float:
+    assert outcome.speed is not None, "it was measured"
+    return outcome.speed.ratio
