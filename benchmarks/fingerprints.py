@@ -62,23 +62,24 @@ def runs(name: str) -> Iterator[tuple[str, ucpe_onnx.Result]]:
 
 
 def fingerprint(result: ucpe_onnx.Result) -> dict[str, str]:
-    """Hashes of the emitted file, of the plan without its version and times, and of the keys of the report."""
+    """Hashes of the emitted file, of the plan without its version, paths and times, and of the keys of the report."""
     plan = {key: value for key, value in result.plan.to_dict().items() if key not in ("tool_version", "source_sha256")}
+    plan["options"] = {key: value for key, value in plan["options"].items() if key not in ("data", "test_data")}
     plan["segments"] = [{k: v for k, v in segment.items() if k != "seconds"} for segment in plan["segments"]]
     return {
         "model": sha256(emitted_bytes(result.model)),
         "plan": sha256(json.dumps(plan, sort_keys=True).encode()),
-        "report": sha256(json.dumps(keys(result.report.to_dict())).encode()),
+        "report": sha256(json.dumps(keys(result.report.to_dict()), sort_keys=True).encode()),
     }
 
 
 def emitted_bytes(model: onnx.ModelProto) -> bytes:
-    """The file, without the names of random temporary things (there are none)."""
+    """The file that would be written."""
     return bytes(model.SerializeToString(deterministic=True))
 
 
 def keys(value: Any) -> Any:
-    """The structure of a JSON value: keys in their order, and the kinds of leaves."""
+    """The structure of a JSON value: its keys, and the kinds of leaves."""
     if isinstance(value, dict):
         return {key: keys(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The course of training with each method, as SVG: one chart for each network and setting."""
+"""Training curves of each method, as SVG: one chart for each network and setting."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ scale: it faded whole branches to 1e-9 without a trace in the accuracy.
 The task needs far fewer channels than the network has. Without the lasso it spreads over all of them: zeroing
 the weakest quarter of every layer's inputs leaves an accuracy of 0.72, and the weakest half leaves chance. With
 it the spare channels fade. The channel dropout pulls the other way, against a few channels that carry everything.
-Nothing is removed or fine-tuned, but mind that such a network suits criteria that look at weight norms.
+Nothing is removed or fine-tuned, but note that such a network suits criteria that look at weight norms.
 """
 
 from __future__ import annotations

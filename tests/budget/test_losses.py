@@ -1,4 +1,4 @@
-"""How much the output minds."""
+"""How sensitive the output is."""
 
 from __future__ import annotations
 

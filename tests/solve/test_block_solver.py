@@ -26,7 +26,7 @@ from ucpe_onnx.solve.blocks import (
     solve_blocks,
 )
 from ucpe_onnx.solve.blocks.bound import lower_bound
-from ucpe_onnx.solve.blocks.layout import Desk
+from ucpe_onnx.solve.blocks.layout import BlockPrices
 from ucpe_onnx.solve.blocks.master import SolverLimits, all_types, solve_master
 
 COSTS = st.integers(0, 40).map(float)
@@ -105,10 +105,10 @@ def test_equals_brute_force(problem: BlockProblem) -> None:
     check(problem, solution)
     assert solution.objective == pytest.approx(best)
     assert solution.status == "OPTIMAL"
-    desk = Desk(problem)
-    start = min(search.fixed_layouts(desk), key=lambda layout: layout.us)
-    alone = solve_master(desk, all_types(desk), start, SolverLimits(10.0, 10.0, 0.0, 0))
-    assert lower_bound(desk) <= best + 1e-9
+    prices = BlockPrices(problem)
+    start = min(search.fixed_layouts(prices), key=lambda layout: layout.us)
+    alone = solve_master(prices, all_types(prices), start, SolverLimits(10.0, 10.0, 0.0, 0))
+    assert lower_bound(prices) <= best + 1e-9
     assert alone.layout is not None
     assert alone.layout.us == pytest.approx(best)
     assert alone.bound == pytest.approx(best, abs=1e-4)
@@ -256,5 +256,5 @@ def test_bound_with_shared_charges_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     problem = replace(problem, readers=able)
     solution = solve_blocks(problem)
     monkeypatch.setattr("ucpe_onnx.solve.blocks.bound._MAX_DUPLICATED", 2)
-    shared = lower_bound(Desk(problem))
+    shared = lower_bound(BlockPrices(problem))
     assert 0.5 * solution.objective < shared <= solution.objective

@@ -27,7 +27,7 @@ def test_several_inputs_and_outputs() -> None:
 
 
 def test_a_tensor_inside_of_a_segment_is_an_output() -> None:
-    """Its layer keeps all channels; the layers before and after it don't mind."""
+    """Its layer keeps all channels; the layers before and after it don't depend on it."""
     net = Net()
     b = net.conv(net.op("Relu", net.conv(net.input("x", (1, 3, 4, 4)), 8, name="a")), 6, name="b")
     c = net.conv(net.op("Relu", b), 8, name="c")

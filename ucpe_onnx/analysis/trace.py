@@ -33,7 +33,7 @@ def trace(model: onnx.ModelProto) -> Trace:
 
 
 def _applied(tracer: Tracer, chains: Rearrangements) -> Tracer:
-    """Let every rule speak."""
+    """Apply every rule."""
     graph = tracer.graph
     for name in graph.inputs:
         tracer.freeze(name, f"graph input {name}")

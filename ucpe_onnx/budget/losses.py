@@ -1,4 +1,4 @@
-"""What it costs the network's output to drop channels: each layer's own error, times how much the output minds it."""
+"""What dropping channels costs the network's output: a layer's own error, times how sensitive the output is to it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _FEWEST, _MOST_WORK = 32, 5e11
 """... but not so many that this takes more multiply-accumulates in all, nor fewer than so many."""
 
 PROBING = 5
-"""Every so-manieth sample tells how much the output minds errors of layers that are refitted to the others.
+"""Every 5th sample tells how sensitive the output is to errors of layers that are refitted to the others.
 
-On the same samples a layer with more features than there are samples would seem to mind nothing.
+On the same samples a layer with more features than there are samples would seem to be sensitive to nothing.
 """
 
 _PROBED = 0.3
-"""Share of a consumer's channels that are dropped to see how much the output minds."""
+"""Share of a consumer's channels that are dropped to see how sensitive the output is."""
 
 _AT_ONCE = 8
 """Models that are compared in one go over the samples."""
@@ -85,7 +85,7 @@ def measure_losses(
     progress: Callable[[float], None],
     macs: int | None = None,
 ) -> Losses:
-    """Find out how much the network's output minds an error of each consumer.
+    """Find out how sensitive the network's output is to an error of each consumer.
 
     Some channels of one consumer at a time are dropped, the others refitted, and the outputs compared. Without samples
     all consumers count alike.

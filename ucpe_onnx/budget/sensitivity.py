@@ -1,4 +1,4 @@
-"""How much the network minds the loss of channels, segment by segment."""
+"""How sensitive the network is to the loss of channels, segment by segment."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def sensitivity(
 ) -> tuple[SensitivityPoint, ...]:
     """Drop ever more channels of one segment at a time, refit its consumers each by itself, and look at the outputs.
 
-    Every consumer drops what it minds least, whatever its siblings keep.
+    Every consumer drops what it is least sensitive to, whatever its siblings keep.
 
     Args:
         model: the input model.

@@ -30,7 +30,7 @@ MOST_FEATURES = 5_000
 """A layer that reads more is left as it is: its moments would take more memory than there may be."""
 
 _HELD_OUT = 5
-"""Every so-manieth sample chooses the ridge and is not fitted to."""
+"""Every 5th sample chooses the ridge and is not fitted to."""
 
 _MOST_WORK = 2e10
 """Floating-point operations for the moments of a layer, beyond which output positions are sampled ..."""

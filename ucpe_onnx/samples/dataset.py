@@ -86,7 +86,7 @@ class Dataset:
         return self._where(np.arange(self.samples) < count)
 
     def split(self, every: int) -> tuple[Dataset, Dataset]:
-        """All samples but every so-manieth, and those; of feeds that the user cut every so-manieth feed."""
+        """All samples but every N-th, and those; of feeds that the user cut every N-th feed."""
         chosen = np.arange(self.samples) % every == every - 1
         if self.whole:
             chosen = np.repeat(np.arange(len(self.counts)) % every == every - 1, self.counts)

@@ -188,7 +188,7 @@ def channel_matrix(trace: Trace, consumer: Consumer) -> FloatArray:
 
 
 def _merge_rows(weights: FloatArray, counts: npt.NDArray[np.int64]) -> FloatArray:
-    """Put rows of the same slot side by side; shorter slots are padded with zeros, which no criterion minds."""
+    """Put rows of the same slot side by side; shorter slots are padded with zeros, which change no criterion."""
     width = weights.shape[1]
     merged = np.zeros((len(counts), int(counts.max()) * width), dtype=weights.dtype)
     starts = np.concatenate([[0], np.cumsum(counts)])

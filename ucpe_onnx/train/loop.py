@@ -67,7 +67,7 @@ class Trainer:
         tell: told how far it is.
 
     Attributes:
-        epochs: the course so far.
+        epochs: the training curves so far.
         before: what the network is judged at first: accuracy, or loss if there are no labels.
         masks: hard masks by name of layer, once it is over.
         sparsity: of each layer, likewise.

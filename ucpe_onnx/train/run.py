@@ -29,7 +29,7 @@ from ucpe_onnx.train.prunable import find_targets
 from ucpe_onnx.train.samples import open_samples
 
 HOLD_OUT = 10
-"""Every so-manieth sample judges, if nothing else is given to do that."""
+"""Every 10th sample judges, if nothing else is given to do that."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Trained:
         masks: what each consumer keeps; empty for single weights.
         weight_masks: for single weights, what is kept of each initializer, in its shape.
         options: how it was trained.
-        epochs: the course of the training.
+        epochs: the training curves.
         layers: what is gone from each layer.
         before: accuracy (or, without labels, loss) of the input on the samples that judge.
         after: of the trained model, with hard masks.
@@ -190,7 +190,7 @@ def _labels(given: Any) -> Array | None:
 
 
 def _identity(source: Source, options: TrainOptions) -> dict[str, Any]:
-    """What a checkpoint has to agree with: all that decides the course of the training."""
+    """What a checkpoint has to agree with: all that decides how the training goes."""
     given = {name: value for name, value in options.to_dict().items() if name not in ("device", "threads", "patience")}
     return {"model": source.sha256, **given}
 

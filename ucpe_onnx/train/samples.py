@@ -64,7 +64,7 @@ class TrainingSamples:
         return next(self.batches(1)).labels is not None
 
     def split(self, every: int) -> tuple[TrainingSamples, TrainingSamples]:
-        """All samples but every so-manieth, and those.
+        """All samples but every N-th, and those.
 
         Raises:
             DataError: they are a stream, or too few.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx.solve.blocks.layout import Desk, FloatArray
+from ucpe_onnx.solve.blocks.layout import BlockPrices, FloatArray
 from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL, UNION
 
 IntArray = npt.NDArray[np.int64]
@@ -24,26 +24,28 @@ _MAX_DUPLICATED = 12
 """With more readers that can be duplicated, making is charged in shares."""
 
 
-def lower_bound(desk: Desk) -> float:
+def lower_bound(prices: BlockPrices) -> float:
     """Microseconds that no layout goes below."""
-    able = [index for index, reader in enumerate(desk.problem.readers) if DUPLICATE in reader.kinds]
+    able = [index for index, reader in enumerate(prices.problem.readers) if DUPLICATE in reader.kinds]
     if len(able) > _MAX_DUPLICATED:
-        return _shared_bound(desk, able)
+        return _shared_bound(prices, able)
     chosen = np.array(list(product((False, True), repeat=len(able))), dtype=np.bool_)
-    units = np.array([_required_units(desk, group, able, chosen) for group in range(len(desk.made))], dtype=np.int64)
+    units = np.array(
+        [_required_units(prices, group, able, chosen) for group in range(len(prices.made))], dtype=np.int64
+    )
     units = units.reshape(-1, len(chosen))
-    made = [cheapest_made(desk, group)[0][widths] for group, widths in enumerate(units)]
-    charged = [np.where(chosen[:, able.index(r)], np.inf, 0.0) if r in able else 0.0 for r in range(len(desk.kept))]
-    free = [np.where(chosen[:, able.index(r)], 0.0, np.inf) if r in able else np.inf for r in range(len(desk.kept))]
-    return float((sum(made) + _reading(desk, units, charged, free)).min())
+    made = [cheapest_made(prices, group)[0][widths] for group, widths in enumerate(units)]
+    charged = [np.where(chosen[:, able.index(r)], np.inf, 0.0) if r in able else 0.0 for r in range(len(prices.kept))]
+    free = [np.where(chosen[:, able.index(r)], 0.0, np.inf) if r in able else np.inf for r in range(len(prices.kept))]
+    return float((sum(made) + _reading(prices, units, charged, free)).min())
 
 
-def _shared_bound(desk: Desk, able: Sequence[int]) -> float:
+def _shared_bound(prices: BlockPrices, able: Sequence[int]) -> float:
     """The bound with making charged to the readers."""
-    problem = desk.problem
+    problem = prices.problem
     price = []
     for group in range(len(problem.groups)):
-        costs = cheapest_made(desk, group)[0][1:]
+        costs = cheapest_made(prices, group)[0][1:]
         each = costs / (problem.width_multiple * np.arange(1, costs.size + 1))
         price.append(float(each.min()) if each.size else 0.0)
     made = 0.0
@@ -57,23 +59,23 @@ def _shared_bound(desk: Desk, able: Sequence[int]) -> float:
                 charged[reader] += us / len(slots.readers)
     units = np.zeros((len(problem.groups), 1), dtype=np.int64)
     free = [0.0 if reader in able else np.inf for reader in range(len(problem.readers))]
-    return made + float(_reading(desk, units, charged, free)[0])
+    return made + float(_reading(prices, units, charged, free)[0])
 
 
-def cheapest_made(desk: Desk, group: int) -> tuple[FloatArray, int]:
+def cheapest_made(prices: BlockPrices, group: int) -> tuple[FloatArray, int]:
     """What it costs at least to make so many units or more, in any number of blocks.
 
     Args:
-        desk: The prices.
+        prices: The prices.
         group: The group.
 
     Returns:
         The costs, shape (units + 1,), and the most blocks that are worth while for the sake of the producers alone.
     """
-    made = desk.made[group]
+    made = prices.made[group]
     best, parts = made.copy(), np.ones(made.size, dtype=np.int64)
-    if desk.most(group) > 1:
-        further = desk.problem.groups[group].block_us
+    if prices.most(group) > 1:
+        further = prices.problem.groups[group].block_us
         for units in range(2, made.size):
             split = made[1:units] + best[units - 1 : 0 : -1] + further
             first = int(split.argmin())
@@ -87,23 +89,23 @@ def at_least(costs: FloatArray) -> FloatArray:
     return np.minimum.accumulate(costs[::-1])[::-1]
 
 
-def _reading(desk: Desk, units: IntArray, charged: Sequence[Any], free: Sequence[Any]) -> FloatArray:
+def _reading(prices: BlockPrices, units: IntArray, charged: Sequence[Any], free: Sequence[Any]) -> FloatArray:
     """A bound on what reading costs in all.
 
     Args:
-        desk: The prices.
+        prices: The prices.
         units: Of each group that are made at least, shape (groups, sets).
         charged: For each reader what it pays beyond its own cost unless it is duplicated; infinite if it must be.
         free: For each reader what it pays beyond its own cost if it is duplicated; infinite if it isn't.
     """
-    problem = desk.problem
+    problem = prices.problem
     total = np.zeros(units.shape[1])
     for index, tensor in enumerate(problem.tensors):
         present = units[list(tensor.groups)]
         whole_us = np.where((present > 0).sum(axis=0) > 1, tensor.whole_us, 0.0)
         cases = [whole_us * tensor.whole, whole_us, whole_us + tensor.reorder_us]
-        for reader in desk.readers_of[index]:
-            offers = _offers(desk, reader, present.sum(axis=0))
+        for reader in prices.readers_of[index]:
+            offers = _offers(prices, reader, present.sum(axis=0))
             duplicate_us = problem.readers[reader].duplicate_us or 0.0
             for case in range(len(cases)):
                 own = np.minimum.reduce(offers[: case + 1]) + charged[reader]
@@ -112,25 +114,25 @@ def _reading(desk: Desk, units: IntArray, charged: Sequence[Any], free: Sequence
     return total
 
 
-def _required_units(desk: Desk, group: int, able: Sequence[int], chosen: npt.NDArray[np.bool_]) -> IntArray:
+def _required_units(prices: BlockPrices, group: int, able: Sequence[int], chosen: npt.NDArray[np.bool_]) -> IntArray:
     """Units that have to be made for each set of duplicated readers, shape (sets,)."""
     channels = np.zeros(len(chosen), dtype=np.int64)
-    for member in desk.members[group]:
-        slots = desk.problem.classes[member]
+    for member in prices.members[group]:
+        slots = prices.problem.classes[member]
         if slots.fixed or not slots.readers <= set(able):
             channels += slots.count
         else:
             keepers = [place for place, reader in enumerate(able) if reader in slots.readers]
             channels += slots.count * ~chosen[:, keepers].all(axis=1)
-    required: IntArray = -(-channels // desk.problem.width_multiple)
+    required: IntArray = -(-channels // prices.problem.width_multiple)
     return required
 
 
-def _offers(desk: Desk, index: int, present: IntArray) -> list[FloatArray]:
+def _offers(prices: BlockPrices, index: int, present: IntArray) -> list[FloatArray]:
     """The least that a reader costs if it reads blocks, the whole, or a selection, where so many units are present."""
-    problem, reader = desk.problem, desk.problem.readers[index]
-    read = at_least(desk.read[index])
-    kept = [desk.units(count) for count in desk.kept[index] if count]
+    problem, reader = prices.problem, prices.problem.readers[index]
+    read = at_least(prices.read[index])
+    kept = [prices.units(count) for count in prices.kept[index] if count]
     present = np.maximum(present, sum(kept))
     compute = read[sum(kept)]
     blocks = np.inf

@@ -52,7 +52,7 @@ class Priced:
 
 
 @dataclass(frozen=True)
-class Desk:
+class BlockPrices:
     """Knows the prices of one problem, in the form that a search asks for them."""
 
     problem: BlockProblem
@@ -255,13 +255,13 @@ class Partition:
     """The blocks of one group with their channels.
 
     Attributes:
-        desk: the prices.
+        prices: the prices.
         duplicated: the readers that are duplicated.
         parts: the required channels of each block.
         widths: of each block, filled up.
     """
 
-    desk: Desk
+    prices: BlockPrices
     duplicated: int
     parts: tuple[Part, ...]
     widths: tuple[int, ...]
@@ -273,16 +273,16 @@ class Partition:
         for part, width in zip(self.parts, self.widths, strict=True):
             mask = 0
             for member in part:
-                mask |= self.desk.masks[member]
+                mask |= self.prices.masks[member]
             found.append(Piece(mask & ~self.duplicated, width))
         return tuple(found)
 
     def blocks(self, group: int) -> tuple[Block, ...]:
         """The blocks, filled up with spare channels first, then with those of classes that nobody requires."""
-        problem = self.desk.problem
-        required = self.desk.required(self.duplicated)
+        problem = self.prices.problem
+        required = self.prices.required(self.duplicated)
         spare = problem.groups[group].spare
-        free = {member: problem.classes[member].count for member in self.desk.members[group] if not required[member]}
+        free = {member: problem.classes[member].count for member in self.prices.members[group] if not required[member]}
         blocks = []
         for part, width in zip(self.parts, self.widths, strict=True):
             missing = width - sum(part.values())
@@ -297,14 +297,14 @@ class Partition:
 class Layout:
     """A partition of every group."""
 
-    desk: Desk
+    prices: BlockPrices
     duplicated: int
     groups: tuple[Partition, ...]
 
     @cached_property
     def priced(self) -> Priced:
         """Its cost and the best kinds."""
-        return self.desk.price([group.pieces for group in self.groups], self.duplicated)
+        return self.prices.price([group.pieces for group in self.groups], self.duplicated)
 
     @property
     def us(self) -> float:
@@ -313,7 +313,7 @@ class Layout:
 
     def replaced(self, index: int, group: Partition) -> Layout:
         """The layout with another partition of one group."""
-        return Layout(self.desk, self.duplicated, (*self.groups[:index], group, *self.groups[index + 1 :]))
+        return Layout(self.prices, self.duplicated, (*self.groups[:index], group, *self.groups[index + 1 :]))
 
     def blocks(self) -> tuple[tuple[Block, ...], ...]:
         """The blocks of each group."""
@@ -321,7 +321,7 @@ class Layout:
 
     def choices(self) -> tuple[Choice, ...]:
         """For each reader its kind and the blocks that it reads."""
-        problem, kinds = self.desk.problem, self.priced.kinds
+        problem, kinds = self.prices.problem, self.priced.kinds
         found = []
         for index, (reader, kind) in enumerate(zip(problem.readers, kinds, strict=True)):
             blocks = [

@@ -17,7 +17,7 @@ from typing import Any
 
 from ortools.sat.python import cp_model
 
-from ucpe_onnx.solve.blocks.layout import Desk, Layout, Part, Partition
+from ucpe_onnx.solve.blocks.layout import BlockPrices, Layout, Part, Partition
 from ucpe_onnx.solve.blocks.model import BlockModel, Families
 from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, PARTIAL
 
@@ -58,30 +58,30 @@ class Improved:
     proven: bool
 
 
-def all_types(desk: Desk, readers: int = -1) -> list[list[int]]:
+def all_types(prices: BlockPrices, readers: int = -1) -> list[list[int]]:
     """Every set of readers that may read a block of each group, or of those in a bit mask of readers."""
     families = []
-    for group in range(len(desk.problem.groups)):
+    for group in range(len(prices.problem.groups)):
         types = [0]
-        for index in _able(desk, group):
+        for index in _able(prices, group):
             types += [served | 1 << index for served in types] if readers >> index & 1 else []
         families.append(types)
     return families
 
 
-def _able(desk: Desk, group: int) -> list[int]:
+def _able(prices: BlockPrices, group: int) -> list[int]:
     """The readers that may read blocks of a group."""
-    kinds = [{PARTIAL, CONCAT} & set(reader.kinds) for reader in desk.problem.readers]
-    return [index for index, kept in enumerate(desk.kept) if kept[group] and kinds[index]]
+    kinds = [{PARTIAL, CONCAT} & set(reader.kinds) for reader in prices.problem.readers]
+    return [index for index, kept in enumerate(prices.kept) if kept[group] and kinds[index]]
 
 
-def near_types(desk: Desk, layout: Layout) -> list[list[int]]:
+def near_types(prices: BlockPrices, layout: Layout) -> list[list[int]]:
     """The types of a layout's blocks, two of them merged, and all sets of those readers that are expensive."""
     served = _served(layout)
-    dear = sorted(range(len(desk.rates)), key=lambda index: -desk.rates[index] * bool(served >> index & 1))
+    dear = sorted(range(len(prices.rates)), key=lambda index: -prices.rates[index] * bool(served >> index & 1))
     readers = sum(1 << index for index in dear[:_DEAR])
     families = []
-    for types, group in zip(all_types(desk, readers), layout.groups, strict=True):
+    for types, group in zip(all_types(prices, readers), layout.groups, strict=True):
         own = [piece.mask & served for piece in group.pieces]
         families.append(list(dict.fromkeys([*types, *own, *(a | b for a, b in combinations(own, 2))])))
     return families
@@ -92,26 +92,29 @@ def _served(layout: Layout) -> int:
     return sum(1 << index for index, kind in enumerate(layout.priced.kinds) if kind in (PARTIAL, CONCAT))
 
 
-def model_size(desk: Desk, families: Families | None = None) -> int:
+def model_size(prices: BlockPrices, families: Families | None = None) -> int:
     """A measure of how large the model is: classes and widths by types, by default by all types."""
     counts = (
-        [len(types) for types in families] if families else [2 ** len(_able(desk, g)) for g in range(len(desk.made))]
+        [len(types) for types in families]
+        if families
+        else [2 ** len(_able(prices, g)) for g in range(len(prices.made))]
     )
     return sum(
-        count * (len(members) + made.size) for count, members, made in zip(counts, desk.members, desk.made, strict=True)
+        count * (len(members) + made.size)
+        for count, members, made in zip(counts, prices.members, prices.made, strict=True)
     )
 
 
-def solve_master(desk: Desk, families: Families, known: Layout, limits: SolverLimits) -> Improved:
+def solve_master(prices: BlockPrices, families: Families, known: Layout, limits: SolverLimits) -> Improved:
     """Find the best layout of the given types.
 
     Args:
-        desk: The prices.
+        prices: The prices.
         families: The types, among them those of `known`.
         known: A layout to start from.
         limits: When to stop.
     """
-    model = BlockModel(desk, families, math.ldexp(1.0, _PRECISION - math.frexp(known.us)[1]))
+    model = BlockModel(prices, families, math.ldexp(1.0, _PRECISION - math.frexp(known.us)[1]))
     _hint(model, known)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
@@ -139,7 +142,7 @@ def _hint(model: BlockModel, known: Layout) -> None:
         waiting: dict[int, list[int]] = {}
         held: dict[tuple[int, int], int] = {}
         for piece, part in zip(partition.pieces, partition.parts, strict=True):
-            waiting.setdefault(piece.mask & served, []).append(model.desk.units(piece.width))
+            waiting.setdefault(piece.mask & served, []).append(model.prices.units(piece.width))
             for member, count in part.items():
                 key = (member, piece.mask & served)
                 held[key] = held.get(key, 0) + count
@@ -161,11 +164,11 @@ def _layout(model: BlockModel, solver: Any) -> Layout:
         if DUPLICATE in kinds and solver.boolean_value(kinds[DUPLICATE])
     )
     groups = [_partition(model, solver, group, duplicated) for group in range(len(model.families))]
-    return Layout(model.desk, duplicated, tuple(groups))
+    return Layout(model.prices, duplicated, tuple(groups))
 
 
 def _partition(model: BlockModel, solver: Any, group: int, duplicated: int) -> Partition:
-    required = model.desk.required(duplicated)
+    required = model.prices.required(duplicated)
     parts, widths = [], []
     for place, served in enumerate(model.families[group]):
         held: Part = {}
@@ -175,11 +178,11 @@ def _partition(model: BlockModel, solver: Any, group: int, duplicated: int) -> P
                 held[member] = count
         for slot in model.slots[group]:
             if slot.type == served and held:
-                width = model.desk.width(group, solver.value(slot.units))
+                width = model.prices.width(group, solver.value(slot.units))
                 part = _split_off(held, width)
                 parts.append(part)
                 widths.append(width)
-    return Partition(model.desk, duplicated, tuple(parts), tuple(widths))
+    return Partition(model.prices, duplicated, tuple(parts), tuple(widths))
 
 
 def _split_off(held: Part, width: int) -> Part:

@@ -14,7 +14,7 @@ from typing import Any
 from ortools.sat.python import cp_model
 
 from ucpe_onnx.solve.blocks.bound import at_least, cheapest_made
-from ucpe_onnx.solve.blocks.layout import Desk
+from ucpe_onnx.solve.blocks.layout import BlockPrices
 from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL, UNION, Copy
 
 ALWAYS = 1
@@ -47,7 +47,7 @@ class Slot:
 class BlockModel:
     """Builds the model section by section."""
 
-    desk: Desk
+    prices: BlockPrices
     families: Families
     scale: float
     model: Any = field(default_factory=cp_model.CpModel)
@@ -55,10 +55,10 @@ class BlockModel:
     def __post_init__(self) -> None:
         self.costs: list[tuple[Any, int]] = []
         self.exact = True
-        self.kinds = [self._kinds(index) for index in range(len(self.desk.problem.readers))]
+        self.kinds = [self._kinds(index) for index in range(len(self.prices.problem.readers))]
         self.slots = [self._slots(group) for group in range(len(self.families))]
         self.channels = [self._channels(group) for group in range(len(self.families))]
-        for index in range(len(self.desk.problem.tensors)):
+        for index in range(len(self.prices.problem.tensors)):
             self._tensor(index)
         for index in range(len(self.kinds)):
             self._reader(index)
@@ -74,7 +74,7 @@ class BlockModel:
     # Variables
 
     def _kinds(self, index: int) -> dict[str, Any]:
-        kinds = {kind: self.model.new_bool_var(f"{kind}_{index}") for kind in self.desk.problem.readers[index].kinds}
+        kinds = {kind: self.model.new_bool_var(f"{kind}_{index}") for kind in self.prices.problem.readers[index].kinds}
         self.model.add_exactly_one(kinds.values())
         return kinds
 
@@ -83,9 +83,9 @@ class BlockModel:
         return _sum([variable for kind, variable in self.kinds[index].items() if kind in (PARTIAL, CONCAT)])
 
     def _slots(self, group: int) -> list[Slot]:
-        desk = self.desk
-        most, total = desk.most(group), desk.totals[group]
-        copies = min(most, cheapest_made(desk, group)[1])
+        prices = self.prices
+        most, total = prices.most(group), prices.totals[group]
+        copies = min(most, cheapest_made(prices, group)[1])
         slots = [self._slot(group, served, copy) for served in self.families[group] for copy in range(copies)]
         for first, second in pairwise(slots):
             if first.type == second.type:
@@ -95,18 +95,18 @@ class BlockModel:
         self.model.add(number <= 1 + (most - 1) * several)
         self.model.add(number >= 2 * several)
         units = _sum([slot.units for slot in slots])
-        self.model.add(units <= desk.units(total))
-        self.model.add(units <= total // desk.problem.width_multiple).only_enforce_if(several)
+        self.model.add(units <= prices.units(total))
+        self.model.add(units <= total // prices.problem.width_multiple).only_enforce_if(several)
         for slot in slots:
-            self.model.add(slot.units >= desk.least).only_enforce_if(several, slot.present)
+            self.model.add(slot.units >= prices.least).only_enforce_if(several, slot.present)
         further = self.model.new_int_var(0, most, f"further_{group}")
         self.model.add(further >= number - 1)
-        self._pay(further, desk.problem.groups[group].block_us)
+        self._pay(further, prices.problem.groups[group].block_us)
         return slots
 
     def _slot(self, group: int, served: int, copy: int) -> Slot:
-        desk, name = self.desk, f"{group}_{served:b}_{copy}"
-        limit = desk.units(desk.totals[group])
+        prices, name = self.prices, f"{group}_{served:b}_{copy}"
+        limit = prices.units(prices.totals[group])
         present = self.model.new_bool_var(f"present_{name}")
         units = self.model.new_int_var(0, limit, f"units_{name}")
         self.model.add(units >= 1).only_enforce_if(present)
@@ -114,16 +114,16 @@ class BlockModel:
         for index in range(len(self.kinds)):
             if served >> index & 1:
                 self.model.add(present <= self._served(index))
-        self._table(units, desk.made[group], f"made_{name}", present)
+        self._table(units, prices.made[group], f"made_{name}", present)
         return Slot(served, present, units, self._ragged(group, units, name))
 
     def _ragged(self, group: int, units: Any, name: str) -> Any:
-        problem = self.desk.problem
-        total = self.desk.totals[group]
+        problem = self.prices.problem
+        total = self.prices.totals[group]
         ragged = self.model.new_bool_var(f"ragged_{name}")
         period = problem.joined_multiple // math.gcd(problem.joined_multiple, problem.width_multiple)
         if total % problem.width_multiple:
-            flags = [int(self.desk.width(group, each) % problem.joined_multiple > 0) for each in range(total + 1)]
+            flags = [int(self.prices.width(group, each) % problem.joined_multiple > 0) for each in range(total + 1)]
             self.model.add_element(units, flags, ragged)
         else:
             over = self.model.new_int_var(0, period - 1, f"over_{name}")
@@ -135,10 +135,10 @@ class BlockModel:
 
     def _channels(self, group: int) -> dict[int, list[Any]]:
         """For each class how many of its channels lie in blocks of each type."""
-        desk, types = self.desk, self.families[group]
+        prices, types = self.prices, self.families[group]
         found = {}
-        for member in desk.members[group]:
-            slots = desk.problem.classes[member]
+        for member in prices.members[group]:
+            slots = prices.problem.classes[member]
             inside = [self.model.new_int_var(0, slots.count, f"channels_{member}_{served:b}") for served in types]
             self._serve(member, inside, types)
             found[member] = inside
@@ -148,22 +148,22 @@ class BlockModel:
 
     def _fill(self, group: int, served: int, inside: Mapping[int, Any]) -> None:
         """Blocks of a type are as wide as what lies in them, and hold something for each of its readers."""
-        desk = self.desk
+        prices = self.prices
         slots = [slot for slot in self.slots[group] if slot.type == served]
         number = _sum([slot.present for slot in slots])
         held = _sum(list(inside.values()))
-        self.model.add(held <= desk.problem.width_multiple * _sum([slot.units for slot in slots]))
+        self.model.add(held <= prices.problem.width_multiple * _sum([slot.units for slot in slots]))
         self.model.add(held >= number)
         for index in range(len(self.kinds)):
             if served >> index & 1:
-                wanted = [variable for member, variable in inside.items() if desk.masks[member] >> index & 1]
+                wanted = [variable for member, variable in inside.items() if prices.masks[member] >> index & 1]
                 self.model.add(_sum(wanted) >= number)
         for member, variable in inside.items():  # follows from what is said elsewhere, but bounds far better
-            self.model.add(variable <= desk.problem.classes[member].count * number)
+            self.model.add(variable <= prices.problem.classes[member].count * number)
 
     def _serve(self, member: int, inside: Sequence[Any], types: Sequence[int]) -> None:
         """Channels are emitted if somebody needs them, and where a reader of blocks keeps them it reads them."""
-        slots = self.desk.problem.classes[member]
+        slots = self.prices.problem.classes[member]
         emitted = _sum(list(inside))
         duplicated = [self.kinds[index].get(DUPLICATE, 0) for index in sorted(slots.readers)]
         if slots.fixed:
@@ -204,14 +204,14 @@ class BlockModel:
 
     def _tensor(self, index: int) -> None:
         """What the readers of a tensor share: a reorder, and joining its blocks."""
-        tensor = self.desk.problem.tensors[index]
+        tensor = self.prices.problem.tensors[index]
         slots = [slot for group in tensor.groups for slot in self.slots[group]]
-        readers = self.desk.readers_of[index]
+        readers = self.prices.readers_of[index]
         reorder, joined, ragged = (
             self.model.new_bool_var(f"{name}_{index}") for name in ("reorder", "joined", "rough")
         )
         number = _sum([slot.present for slot in slots])
-        most = sum(self.desk.most(group) for group in tensor.groups)
+        most = sum(self.prices.most(group) for group in tensor.groups)
         several = self.model.new_bool_var(f"pieces_{index}")
         self.model.add(number <= 1 + most * several)
         for reader in readers:
@@ -230,10 +230,10 @@ class BlockModel:
 
     def _reader(self, index: int) -> None:
         """What a reader pays by itself."""
-        desk, reader, kinds = self.desk, self.desk.problem.readers[index], self.kinds[index]
-        slots = [slot for group in desk.problem.tensors[reader.tensor].groups for slot in self.slots[group]]
+        prices, reader, kinds = self.prices, self.prices.problem.readers[index], self.kinds[index]
+        slots = [slot for group in prices.problem.tensors[reader.tensor].groups for slot in self.slots[group]]
         needed = [slot for slot in slots if slot.type >> index & 1]
-        span = desk.span(reader)
+        span = prices.span(reader)
         read = self.model.new_int_var(0, span, f"read_{index}")
         own = _sum([slot.units for slot in needed])
         if UNION in kinds:
@@ -245,10 +245,10 @@ class BlockModel:
             self.model.add(read == own + whole)
         else:
             self.model.add(read == own)
-        kept = sum(desk.units(count) for count in desk.kept[index])
+        kept = sum(prices.units(count) for count in prices.kept[index])
         reading = self._served(index) + kinds.get(UNION, 0)
         self.model.add(read >= kept * reading)
-        costs = at_least(desk.read[index])
+        costs = at_least(prices.read[index])
         self._table(read, costs, f"read_{index}", reading if kept else ALWAYS)
         idle = self._int(float(costs[0]))  # the table says so of one who reads nothing here
         for kind, us in ((GATHER, reader.select_us), (DUPLICATE, reader.duplicate_us)):
@@ -258,7 +258,7 @@ class BlockModel:
 
     def _parts(self, index: int, needed: Sequence[Slot], read: Any) -> None:
         """What it costs a reader that there are several blocks."""
-        reader, kinds = self.desk.problem.readers[index], self.kinds[index]
+        reader, kinds = self.prices.problem.readers[index], self.kinds[index]
         number = _sum([slot.present for slot in needed])
         limit = len(needed)
         if PARTIAL in kinds:
@@ -277,8 +277,8 @@ class BlockModel:
         even, odd = reader.concat, reader.concat_ragged
         even = Copy(min(even.call_us, odd.call_us), min(even.channel_us, odd.channel_us))
         for copy, shape in ((even, ragged.negated()), (odd, ragged)):
-            call, unit = self._int(copy.call_us), self._int(copy.channel_us * self.desk.problem.width_multiple)
-            cost = self.model.new_int_var(0, call + unit * self.desk.span(reader), f"copy_{index}")
+            call, unit = self._int(copy.call_us), self._int(copy.channel_us * self.prices.problem.width_multiple)
+            cost = self.model.new_int_var(0, call + unit * self.prices.span(reader), f"copy_{index}")
             self.model.add(cost >= call + unit * read).only_enforce_if(kinds[CONCAT], several, shape)
             self.costs.append((cost, 1))
 

@@ -6,29 +6,29 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ucpe_onnx.solve.blocks.layout import Desk, FloatArray, Part, Partition
+from ucpe_onnx.solve.blocks.layout import BlockPrices, FloatArray, Part, Partition
 
 _MAX_CELLS = 160
 
 
-def single(desk: Desk, group: int, duplicated: int, quantum: int = 1) -> Partition:
+def single(prices: BlockPrices, group: int, duplicated: int, quantum: int = 1) -> Partition:
     """Everything that is required in one block; none if nothing is. Its width is rounded if there is enough for it."""
-    part = _required(desk, group, duplicated)
+    part = _required(prices, group, duplicated)
     if not part:
-        return Partition(desk, duplicated, (), ())
-    count, total = sum(part.values()), desk.totals[group]
-    width = min(_rounded(count, desk.problem.width_multiple), total)
+        return Partition(prices, duplicated, (), ())
+    count, total = sum(part.values()), prices.totals[group]
+    width = min(_rounded(count, prices.problem.width_multiple), total)
     aligned = _rounded(count, quantum)
-    return Partition(desk, duplicated, (part,), (aligned if width < aligned <= total else width,))
+    return Partition(prices, duplicated, (part,), (aligned if width < aligned <= total else width,))
 
 
 def partitions(
-    desk: Desk, group: int, duplicated: int, *, served: int, rates: FloatArray, quantum: int
+    prices: BlockPrices, group: int, duplicated: int, *, served: int, rates: FloatArray, quantum: int
 ) -> list[Partition]:
     """Partitions into few and into more blocks that suit some readers.
 
     Args:
-        desk: The prices.
+        prices: The prices.
         group: The group.
         duplicated: Readers whose channels need not be there.
         served: Readers that are to read blocks; channels that differ only for others are kept together.
@@ -38,41 +38,43 @@ def partitions(
     Returns:
         Partitions by falling number of blocks, the last of which is `single`.
     """
-    whole = single(desk, group, duplicated, quantum)
-    most = desk.most(group)
+    whole = single(prices, group, duplicated, quantum)
+    most = prices.most(group)
     if not whole.parts or most == 1:
         return [whole]
     cells: dict[int, Part] = {}
     for member, count in whole.parts[0].items():
-        cells.setdefault(desk.masks[member] & served, {})[member] = count
+        cells.setdefault(prices.masks[member] & served, {})[member] = count
     if len(cells) > _MAX_CELLS:
         return [whole]
     found = []
-    for parts in _merged(desk, group, cells, rates, most):
-        partition = fitted(desk, group, duplicated, parts, quantum)
+    for parts in _merged(prices, group, cells, rates, most):
+        partition = fitted(prices, group, duplicated, parts, quantum)
         if len(partition.parts) > 1:
             found.append(partition)
     return [*found, whole]
 
 
-def _required(desk: Desk, group: int, duplicated: int) -> Part:
-    required = desk.required(duplicated)
-    return {member: desk.problem.classes[member].count for member in desk.members[group] if required[member]}
+def _required(prices: BlockPrices, group: int, duplicated: int) -> Part:
+    required = prices.required(duplicated)
+    return {member: prices.problem.classes[member].count for member in prices.members[group] if required[member]}
 
 
-def _merged(desk: Desk, group: int, cells: dict[int, Part], rates: FloatArray, most: int) -> Iterable[list[Part]]:
+def _merged(
+    prices: BlockPrices, group: int, cells: dict[int, Part], rates: FloatArray, most: int
+) -> Iterable[list[Part]]:
     """Merge cells pairwise, always the two whose merging costs least, and yield what is left at each step.
 
     A block's cost is taken to be that of making it and, for each reader that needs it, a rate per unit and a constant,
     so that what a merger costs depends on the two alone.
     """
-    made = desk.made[group]
+    made = prices.made[group]
     masks = np.array([[mask >> reader & 1 for reader in range(rates.shape[1])] for mask in cells], dtype=np.float64)
-    units = np.array([sum(part.values()) for part in cells.values()]) / desk.problem.width_multiple
+    units = np.array([sum(part.values()) for part in cells.values()]) / prices.problem.width_multiple
     parts = list(cells.values())
 
     def us(width: FloatArray, per_unit: FloatArray, constant: FloatArray) -> FloatArray:
-        ceiled = np.minimum(np.ceil(np.maximum(width, desk.least) - 1e-9).astype(np.int64), made.size - 1)
+        ceiled = np.minimum(np.ceil(np.maximum(width, prices.least) - 1e-9).astype(np.int64), made.size - 1)
         cost: FloatArray = made[ceiled] + width * per_unit + constant
         return cost
 
@@ -108,11 +110,11 @@ def _merged(desk: Desk, group: int, cells: dict[int, Part], rates: FloatArray, m
             yield [part for part in parts if part]
 
 
-def fitted(desk: Desk, group: int, duplicated: int, parts: Sequence[Part], quantum: int) -> Partition:
+def fitted(prices: BlockPrices, group: int, duplicated: int, parts: Sequence[Part], quantum: int) -> Partition:
     """Round widths: up while there is something to fill up with, else down by moving channels to another block.
 
     Args:
-        desk: The prices.
+        prices: The prices.
         group: The group.
         duplicated: Readers whose channels need not be there.
         parts: The required channels of the blocks; empty ones don't count.
@@ -121,17 +123,17 @@ def fitted(desk: Desk, group: int, duplicated: int, parts: Sequence[Part], quant
     Returns:
         A valid partition, with fewer blocks than `parts` if it has to be.
     """
-    problem = desk.problem
+    problem = prices.problem
     live = [dict(part) for part in parts if part]
     counts = [sum(part.values()) for part in live]
-    spare = desk.totals[group] - sum(counts)
+    spare = prices.totals[group] - sum(counts)
     wanted = quantum
     trimmed: set[int] = set()
     while len(live) > 1:
         targets = [_rounded(max(count, problem.minimum), quantum) for count in counts]
         missing = [target - count for target, count in zip(targets, counts, strict=True)]
         if sum(missing) <= spare:
-            return Partition(desk, duplicated, tuple(live), tuple(targets))
+            return Partition(prices, duplicated, tuple(live), tuple(targets))
         open_ = [place for place in range(len(live)) if place not in trimmed]
         if len(open_) <= 1:
             if quantum == problem.width_multiple:
@@ -143,32 +145,36 @@ def fitted(desk: Desk, group: int, duplicated: int, parts: Sequence[Part], quant
         surplus = counts[worst] if counts[worst] < problem.minimum else counts[worst] % quantum
         if surplus:
             sinks = [place for place in open_ if place != worst]
-            _move(desk, duplicated, live, worst, count=surplus, sinks=sinks)
+            _move(prices, duplicated, live, worst, count=surplus, sinks=sinks)
             counts = [sum(part.values()) for part in live]
         if not counts[worst]:
             del live[worst], counts[worst]
             trimmed = {place - (place > worst) for place in trimmed if place != worst}
-    return single(desk, group, duplicated, wanted)
+    return single(prices, group, duplicated, wanted)
 
 
-def trimmed(desk: Desk, duplicated: int, parts: Sequence[Part], source: int, *, count: int, sink: int) -> list[Part]:
+def trimmed(
+    prices: BlockPrices, duplicated: int, parts: Sequence[Part], source: int, *, count: int, sink: int
+) -> list[Part]:
     """Parts with so many channels moved from one to another, those first that cost the readers least."""
     copies = [dict(part) for part in parts]
-    _move(desk, duplicated, copies, source, count=count, sinks=[sink])
+    _move(prices, duplicated, copies, source, count=count, sinks=[sink])
     return copies
 
 
-def _move(desk: Desk, duplicated: int, parts: list[Part], source: int, *, count: int, sinks: Sequence[int]) -> None:
+def _move(
+    prices: BlockPrices, duplicated: int, parts: list[Part], source: int, *, count: int, sinks: Sequence[int]
+) -> None:
     """Move so many channels out of a block to others, where it costs the readers least, in place."""
     while count:
         offers = []
         for sink in sinks:
-            reading = _mask(desk, parts[sink]) & ~duplicated
+            reading = _mask(prices, parts[sink]) & ~duplicated
             width = sum(parts[sink].values())
             for member, have in parts[source].items():
-                mask = desk.masks[member] & ~duplicated
+                mask = prices.masks[member] & ~duplicated
                 batch = min(count, have)
-                growth = desk.weight(mask & ~reading) * width / batch + desk.weight(reading & ~mask)
+                growth = prices.weight(mask & ~reading) * width / batch + prices.weight(reading & ~mask)
                 offers.append((growth, member, sink, batch))
         _, member, sink, batch = min(offers)
         parts[source][member] -= batch
@@ -178,10 +184,10 @@ def _move(desk: Desk, duplicated: int, parts: list[Part], source: int, *, count:
         count -= batch
 
 
-def _mask(desk: Desk, part: Part) -> int:
+def _mask(prices: BlockPrices, part: Part) -> int:
     mask = 0
     for member in part:
-        mask |= desk.masks[member]
+        mask |= prices.masks[member]
     return mask
 
 

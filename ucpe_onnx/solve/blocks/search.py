@@ -11,7 +11,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from ucpe_onnx.solve.blocks.layout import Desk, FloatArray, Layout, Part, Partition
+from ucpe_onnx.solve.blocks.layout import BlockPrices, FloatArray, Layout, Part, Partition
 from ucpe_onnx.solve.blocks.partitions import fitted, partitions, single, trimmed
 from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, PARTIAL
 
@@ -26,47 +26,47 @@ _EVALUATIONS = 3000
 _NOTICED = 1e-9  # a smaller relative improvement is none
 
 
-def fixed_layouts(desk: Desk) -> list[Layout]:
+def fixed_layouts(prices: BlockPrices) -> list[Layout]:
     """One block for each group, rounded or not, with nobody, each reader alone, or everybody duplicated."""
-    able = _able(desk)
-    forced = sum(1 << index for index in able if len(desk.problem.readers[index].kinds) == 1)
+    able = _able(prices)
+    forced = sum(1 << index for index in able if len(prices.problem.readers[index].kinds) == 1)
     chosen = dict.fromkeys([forced, *(forced | 1 << index for index in able), sum(1 << index for index in able)])
-    return [_whole(desk, duplicated, quantum) for duplicated in chosen for quantum in _quanta(desk)]
+    return [_whole(prices, duplicated, quantum) for duplicated in chosen for quantum in _quanta(prices)]
 
 
-def warm_start(desk: Desk, known: Sequence[Layout], late: Late) -> Layout:
+def warm_start(prices: BlockPrices, known: Sequence[Layout], late: Late) -> Layout:
     """Search from scratch.
 
     Args:
-        desk: The prices.
+        prices: The prices.
         known: Layouts to improve on.
         late: Whether time is up.
     """
     best = min(known, key=_us)
     while True:
-        for start in _diverse([best, *_Construction(desk, best.duplicated, late).layouts()]):
+        for start in _diverse([best, *_Construction(prices, best.duplicated, late).layouts()]):
             best = min(best, improved(start, late), key=_us)
-        further = [1 << index for index in _able(desk) if not best.duplicated >> index & 1]
-        steps = [_duplicating(layout, some) for layout in (_whole(desk, best.duplicated), best) for some in further]
+        further = [1 << index for index in _able(prices) if not best.duplicated >> index & 1]
+        steps = [_duplicating(layout, some) for layout in (_whole(prices, best.duplicated), best) for some in further]
         step = min(steps, key=_us, default=best)
         if late() or not _better(step, best):
             return best
         best = step
 
 
-def _able(desk: Desk) -> list[int]:
-    return [index for index, reader in enumerate(desk.problem.readers) if DUPLICATE in reader.kinds]
+def _able(prices: BlockPrices) -> list[int]:
+    return [index for index, reader in enumerate(prices.problem.readers) if DUPLICATE in reader.kinds]
 
 
 def _duplicating(layout: Layout, reader: int) -> Layout:
     """A layout without what only one more reader keeps."""
-    desk, duplicated = layout.desk, layout.duplicated | reader
-    required = desk.required(duplicated)
+    prices, duplicated = layout.prices, layout.duplicated | reader
+    required = prices.required(duplicated)
     groups = []
     for index, group in enumerate(layout.groups):
         parts = [{member: count for member, count in part.items() if required[member]} for part in group.parts]
-        groups.append(fitted(desk, index, duplicated, parts, desk.problem.width_multiple))
-    return Layout(desk, duplicated, tuple(groups))
+        groups.append(fitted(prices, index, duplicated, parts, prices.problem.width_multiple))
+    return Layout(prices, duplicated, tuple(groups))
 
 
 def _diverse(layouts: Sequence[Layout]) -> list[Layout]:
@@ -77,9 +77,9 @@ def _diverse(layouts: Sequence[Layout]) -> list[Layout]:
     return list(starts.values())[:_STARTS]
 
 
-def _whole(desk: Desk, duplicated: int, quantum: int = 1) -> Layout:
-    groups = range(len(desk.problem.groups))
-    return Layout(desk, duplicated, tuple(single(desk, group, duplicated, quantum) for group in groups))
+def _whole(prices: BlockPrices, duplicated: int, quantum: int = 1) -> Layout:
+    groups = range(len(prices.problem.groups))
+    return Layout(prices, duplicated, tuple(single(prices, group, duplicated, quantum) for group in groups))
 
 
 def _us(layout: Layout) -> float:
@@ -93,15 +93,15 @@ def _better(new: Layout, old: Layout) -> bool:
 class _Construction:
     """Layouts that serve some readers exactly; those readers are never duplicated."""
 
-    def __init__(self, desk: Desk, duplicated: int, late: Late) -> None:
-        self._desk, self._duplicated, self._late = desk, duplicated, late
-        problem = desk.problem
+    def __init__(self, prices: BlockPrices, duplicated: int, late: Late) -> None:
+        self._desk, self._duplicated, self._late = prices, duplicated, late
+        problem = prices.problem
         self._readers = [
             index
             for index, reader in enumerate(problem.readers)
             if not duplicated >> index & 1 and {PARTIAL, CONCAT} & set(reader.kinds)
         ]
-        self._near = [sum(1 << i for i in self._readers if desk.kept[i][g]) for g in range(len(problem.groups))]
+        self._near = [sum(1 << i for i in self._readers if prices.kept[i][g]) for g in range(len(problem.groups))]
         self._rates = np.zeros((2, len(problem.readers)))
         self._joining = 0
         for index in self._readers:
@@ -143,13 +143,13 @@ class _Construction:
 
     def _serving(self, served: int) -> list[Layout]:
         """Layouts that suit the readers served, by number of blocks and rounding."""
-        desk = self._desk
+        prices = self._desk
         layouts: dict[tuple[int, ...], Layout] = {}
-        for quantum in _quanta(desk)[: 1 if served & self._joining else None]:
+        for quantum in _quanta(prices)[: 1 if served & self._joining else None]:
             choices = [self._partitions(group, served & near, quantum) for group, near in enumerate(self._near)]
-            for most in range(1, desk.problem.max_blocks + 1):
+            for most in range(1, prices.problem.max_blocks + 1):
                 groups = tuple(next(each for each in found if len(each.parts) <= most) for found in choices)
-                layouts.setdefault(tuple(map(id, groups)), Layout(desk, self._duplicated, groups))
+                layouts.setdefault(tuple(map(id, groups)), Layout(prices, self._duplicated, groups))
         return list(layouts.values())
 
     def _partitions(self, group: int, served: int, quantum: int) -> list[Partition]:
@@ -174,7 +174,7 @@ def improved(start: Layout, late: Late) -> Layout:
     count = len(start.groups)
     while idle < count and left > 0 and not late():
         idle += 1
-        for parts in _moves(best.desk, best.groups[group], best.desk.most(group)):
+        for parts in _moves(best.prices, best.groups[group], best.prices.most(group)):
             left -= 1
             if left < 0 or late():
                 break
@@ -188,17 +188,17 @@ def improved(start: Layout, late: Late) -> Layout:
 
 
 def _fittings(layout: Layout, group: int, parts: Sequence[Part]) -> Iterator[Partition]:
-    for quantum in _quanta(layout.desk):
-        yield fitted(layout.desk, group, layout.duplicated, parts, quantum)
+    for quantum in _quanta(layout.prices):
+        yield fitted(layout.prices, group, layout.duplicated, parts, quantum)
 
 
-def _quanta(desk: Desk) -> tuple[int, ...]:
+def _quanta(prices: BlockPrices) -> tuple[int, ...]:
     """Channels to whose multiples widths are rounded: those that all kernels like, and the least."""
-    step = desk.problem.width_multiple
-    return tuple(dict.fromkeys([math.lcm(desk.problem.joined_multiple, step), step]))
+    step = prices.problem.width_multiple
+    return tuple(dict.fromkeys([math.lcm(prices.problem.joined_multiple, step), step]))
 
 
-def _moves(desk: Desk, partition: Partition, most: int) -> Iterator[list[Part]]:
+def _moves(prices: BlockPrices, partition: Partition, most: int) -> Iterator[list[Part]]:
     """What the blocks could hold instead: two merged, one split by a reader, a rest elsewhere, a class elsewhere."""
     yield list(partition.parts)
     parts = partition.parts
@@ -206,16 +206,18 @@ def _moves(desk: Desk, partition: Partition, most: int) -> Iterator[list[Part]]:
         yield [*_without(parts, a, b), _joined(parts[a], parts[b])]
     if len(parts) < most:
         for a, part in enumerate(parts):
-            for reader in range(len(desk.problem.readers)):
-                inside = {member: count for member, count in part.items() if desk.masks[member] >> reader & 1}
+            for reader in range(len(prices.problem.readers)):
+                inside = {member: count for member, count in part.items() if prices.masks[member] >> reader & 1}
                 if 0 < len(inside) < len(part):
                     outside = {member: count for member, count in part.items() if member not in inside}
                     yield [*_without(parts, a), inside, outside]
     for a, b in permutations(range(len(parts)), 2):
         count = sum(parts[a].values())
-        for surplus in dict.fromkeys(count % (quantum * times) for quantum in _quanta(desk)[:1] for times in (1, 2, 4)):
+        for surplus in dict.fromkeys(
+            count % (quantum * times) for quantum in _quanta(prices)[:1] for times in (1, 2, 4)
+        ):
             if surplus:
-                yield trimmed(desk, partition.duplicated, parts, a, count=surplus, sink=b)
+                yield trimmed(prices, partition.duplicated, parts, a, count=surplus, sink=b)
     for a, part in enumerate(parts):
         for member, count in part.items():
             rest = {other: have for other, have in part.items() if other != member}

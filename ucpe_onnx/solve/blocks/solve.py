@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ucpe_onnx.solve.blocks.bound import lower_bound
 from ucpe_onnx.solve.blocks.evaluate import evaluate
-from ucpe_onnx.solve.blocks.layout import Desk, Layout
+from ucpe_onnx.solve.blocks.layout import BlockPrices, Layout
 from ucpe_onnx.solve.blocks.master import SolverLimits, all_types, model_size, near_types, solve_master
 from ucpe_onnx.solve.blocks.problem import FEASIBLE, OPTIMAL, BlockProblem, BlockSolution
 from ucpe_onnx.solve.blocks.search import fixed_layouts, warm_start
@@ -32,27 +32,27 @@ def solve_blocks(
         seed: For CP-SAT. Equal seeds give equal results unless the time limit cuts in.
     """
     start = time.perf_counter()
-    desk = Desk(problem)
-    bound = lower_bound(desk)
-    known = fixed_layouts(desk)
+    prices = BlockPrices(problem)
+    bound = lower_bound(prices)
+    known = fixed_layouts(prices)
     best = min(known, key=lambda layout: layout.us)
     if not _proven(best, bound, tolerance):
-        best = warm_start(desk, known, lambda: time.perf_counter() > start + _SHARE * seconds)
+        best = warm_start(prices, known, lambda: time.perf_counter() > start + _SHARE * seconds)
     left = start + seconds - time.perf_counter()
     if left > 0 and not _proven(best, bound, tolerance):
-        best, bound = _refined(desk, best, bound, SolverLimits(left, effort, tolerance, seed))
+        best, bound = _refined(prices, best, bound, SolverLimits(left, effort, tolerance, seed))
     return _result(problem, best, bound, start)
 
 
-def _refined(desk: Desk, best: Layout, bound: float, limits: SolverLimits) -> tuple[Layout, float]:
+def _refined(prices: BlockPrices, best: Layout, bound: float, limits: SolverLimits) -> tuple[Layout, float]:
     """A better layout and a better bound, by CP-SAT with all types of blocks, or with some if they are too many."""
-    exact = model_size(desk) <= _LARGE
-    types = all_types(desk) if exact else near_types(desk, best)
-    if model_size(desk, types) > _LARGE:
+    exact = model_size(prices) <= _LARGE
+    types = all_types(prices) if exact else near_types(prices, best)
+    if model_size(prices, types) > _LARGE:
         return best, bound
     if not exact:
         limits = replace(limits, deterministic=limits.deterministic / 4)
-    found = solve_master(desk, types, best, limits)
+    found = solve_master(prices, types, best, limits)
     if found.layout is not None:
         best = min(best, found.layout, key=lambda layout: layout.us)
     if not exact:

@@ -53,7 +53,7 @@ def temperature(squared: Tensor, tau: float, mode: str) -> Tensor | float:
     Args:
         squared: the squared threshold, any shape.
         tau: the temperature itself, or its ratio to the squared threshold.
-        mode: "absolute" (the paper's) or "relative". A relative one does not mind the scale of a layer's weights.
+        mode: "absolute" (the paper's) or "relative". A relative one does not depend on the scale of a layer's weights.
 
     Returns:
         What to divide by: a number, or a tensor of the threshold's shape.
