@@ -19,7 +19,7 @@ from tests.analysis.operator_cases import (
     between,
     segment_of,
 )
-from tests.analysis.test_wider_rules import OTHER_AXES
+from tests.analysis.rules.cases import OTHER_AXES
 from tests.builders import Net, check_emission, prune
 from ucpe_onnx.analysis import rules
 from ucpe_onnx.analysis.rules import RULES, TAKES_CONSTANT_DATA
@@ -80,7 +80,7 @@ WITH_TESTS_OF_THEIR_OWN = {
     *("com.microsoft::QLinearAveragePool", "com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearConcat"),
     *("com.microsoft::QLinearLeakyRelu", "com.microsoft::QLinearSigmoid"),
 }
-"""Most of them in test_wider_rules."""
+"""Most of them in the folder rules."""
 
 
 def test_every_rule_has_a_case() -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-WITHOUT_TORCH = ["test_train_options.py"]
+WITHOUT_TORCH = ["test_options.py"]
 """What is tested even then."""
 
 if importlib.util.find_spec("torch") is None:
-    collect_ignore_glob = ["network/*", "pruning/*", "test_[!t]*.py", "test_train_[!o]*.py"]
+    collect_ignore_glob = ["network/*", "pruning/*", "test_[!o]*.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.train.test_train_run import COUNT, network, samples
+from tests.train.test_run import COUNT, network, samples
 from ucpe_onnx.cli import main as prune_main
 from ucpe_onnx.pdp import main
 

@@ -15,7 +15,7 @@ from ucpe_onnx.planning.make import Settings
 from ucpe_onnx.runtime.random_feeds import find_feeds
 from ucpe_onnx.runtime.verify import verify
 
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 FILES = sorted([*SHARED.glob("corpus/*.onnx"), *SHARED.glob("data/models/*.onnx")])
 
 
