@@ -13,6 +13,7 @@ import onnx
 from ucpe_onnx.activations.grams import Gram, choose_grams
 from ucpe_onnx.activations.layers import Layer, find_layers
 from ucpe_onnx.activations.statistics import ConsumerStatistics, Statistics
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS, REAL
 from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Consumer, Trace
 from ucpe_onnx.errors import DataError
@@ -36,12 +37,6 @@ _NUMERIC = frozenset(
     getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "DOUBLE", "INT8", "UINT8", "INT16", "UINT16")
 )
 """Types of tensors that numpy can hold and that channels come in."""
-
-_ZERO_POINT = {"QLinearConv": 2, "QLinearMatMul": 2, "ConvInteger": 2, "MatMulInteger": 2, "com.microsoft::QGemm": 2}
-"""Operators on integers, with the input that says which integer stands for zero."""
-
-_SCALED = frozenset({"QLinearConv", "QLinearMatMul", "com.microsoft::QGemm"})
-"""Those whose input 1 says what a step of the data is worth."""
 
 
 def collect(
@@ -216,15 +211,18 @@ class _Collector:
 
     def _coding(self, consumer: Consumer) -> tuple[float, float] | None:
         """Step and zero of the integers that a consumer reads; (1, 0) of real numbers, None if it is not known."""
-        node = consumer.use.node
-        if node.op_type not in _ZERO_POINT:
-            return 1.0, 0.0
-        at = _ZERO_POINT[node.op_type]
-        zero = self._graph.value(node.inputs[at]) if at < len(node.inputs) and node.inputs[at] else np.zeros(1)
-        scale = self._graph.value(node.inputs[1]) if node.op_type in _SCALED else np.ones(1)
-        if zero is None or scale is None or zero.size != 1 or scale.size != 1:
-            return None
-        return float(scale.reshape(-1)[0]), float(zero.reshape(-1)[0])
+        op = LAYER_OPS.get(consumer.use.node.op_type)
+        coding = REAL if op is None else op.data_coding
+        scale, zero = self._number(consumer, coding.scale, 1.0), self._number(consumer, coding.zero_point, 0.0)
+        return None if scale is None or zero is None else (scale, zero)
+
+    def _number(self, consumer: Consumer, at: int | None, otherwise: float) -> float | None:
+        """The only element of an input; another number where it is left out, None if it is not known."""
+        inputs = consumer.use.node.inputs
+        if at is None or at >= len(inputs) or not inputs[at]:
+            return otherwise
+        value = self._graph.value(inputs[at])
+        return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
 
 class _Channels:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import GraphView, Node
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS, LayerOp
 
 Array = npt.NDArray[Any]
 
@@ -53,6 +54,20 @@ class Layer:
     def name(self) -> str:
         """The node's name."""
         return self.node.name
+
+    @property
+    def bias(self) -> str:
+        """Name of the bias that is an input of the node; "" if it has none."""
+        return self._op.bias_name(self.node.inputs)
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether a bias may be an input of the node; that of others is added behind them."""
+        return self._op.bias is not None
+
+    @property
+    def _op(self) -> LayerOp:
+        return LAYER_OPS[self.node.op_type]
 
     @property
     def features(self) -> int:
@@ -135,30 +150,28 @@ def own_initializer(graph: GraphView, tensor: str) -> bool:
 
 def _layer(graph: GraphView, node: Node) -> Layer | str:
     """The layer, or why it is none."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+    op = LAYER_OPS.get(node.op_type)
+    if op is None or not op.linear or op.transposed or len(node.inputs) < 2:
         return f"{node.op_type} is not refitted, only Conv, Gemm and MatMul are"
-    if node.inputs[0] in graph.constants:
+    data, weight = node.inputs[op.data], node.inputs[op.weight]
+    if data in graph.constants:
         return "its weight stands on the left"
-    if not own_initializer(graph, node.inputs[1]):
-        return _why_not_own(graph, node.inputs[1])
-    shape = graph.constants.shape(node.inputs[1]) or ()
-    if node.op_type == "Conv":
-        return _convolution(graph, node, shape)
-    return _product(node, shape)
+    if not own_initializer(graph, weight):
+        return _why_not_own(graph, weight)
+    shape = graph.constants.shape(weight) or ()
+    if op.convolution:
+        return _convolution(graph, node, data, weight, shape)
+    return _product(node, data, weight, shape)
 
 
-def _product(node: Node, shape: tuple[int, ...]) -> Layer | str:
+def _product(node: Node, data: str, weight: str, shape: tuple[int, ...]) -> Layer | str:
     if len(shape) != 2:
         return f"its weight has {len(shape)} axes"
-    data, weight, out = node.inputs[0], node.inputs[1], node.outputs[0]
-    if node.op_type == "MatMul":
-        return Layer(node, data, out, weight, shape[0], shape[1], transposed=False)
     attributes = node.attributes
     if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
         return "it transposes its data, or scales its product or bias"
-    transposed = bool(attributes.get("transB", 0))
-    made, read = shape if transposed else shape[::-1]
-    return Layer(node, data, out, weight, read, made, transposed=transposed)
+    reads, makes = LAYER_OPS[node.op_type].weight_axes(attributes)
+    return Layer(node, data, node.outputs[0], weight, shape[reads], shape[makes], transposed=makes == 0)
 
 
 def _why_not_own(graph: GraphView, weight: str) -> str:
@@ -176,7 +189,7 @@ def _why_not_own(graph: GraphView, weight: str) -> str:
     return "its weight is computed from constants"
 
 
-def _convolution(graph: GraphView, node: Node, shape: tuple[int, ...]) -> Layer | str:
+def _convolution(graph: GraphView, node: Node, data: str, weight: str, shape: tuple[int, ...]) -> Layer | str:
     attributes, rank = node.attributes, len(shape) - 2
     if rank < 1:
         return f"its weight has {len(shape)} axes"
@@ -189,7 +202,7 @@ def _convolution(graph: GraphView, node: Node, shape: tuple[int, ...]) -> Layer 
     }
     padding = attributes.get("auto_pad", b"NOTSET")
     if padding in (b"SAME_UPPER", b"SAME_LOWER"):
-        sizes = graph.shape(node.inputs[0])
+        sizes = graph.shape(data)
         if sizes is None or not all(isinstance(size, int) for size in sizes[2:]):
             return "its auto_pad depends on sizes that are not fixed"
         window["pads"] = _same_pads([int(size or 0) for size in sizes[2:]], window, upper=padding == b"SAME_UPPER")
@@ -199,9 +212,9 @@ def _convolution(graph: GraphView, node: Node, shape: tuple[int, ...]) -> Layer 
         return "its pads are negative"
     return Layer(
         node,
-        node.inputs[0],
+        data,
         node.outputs[0],
-        node.inputs[1],
+        weight,
         shape[1] * groups,
         shape[0],
         groups,

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 
-from ucpe_onnx.analysis.graph import GraphView
+from ucpe_onnx.analysis.graph import GraphView, Node
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS, LayerOp
 from ucpe_onnx.model.limits import all_tensors
 from ucpe_onnx.model.serialise import model_size
 
 COPIES = ("Gather", "Slice", "Split", "Concat", "Pad")
 """Operators that only select or move channels."""
 
-SECOND_FACTOR = {
-    **dict.fromkeys(("Conv", "ConvInteger", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"), 1),
-    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "com.microsoft::QGemm"), 3),
-}
-"""What counts as multiply-accumulates, and the input that holds the other factor."""
 _QUANTISED = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_Dim = TypeVar("_Dim")
 
 
 @dataclass(frozen=True)
@@ -83,23 +80,37 @@ def holds_weights(tensor: onnx.TensorProto) -> bool:
     return tensor.data_type in _FLOATS or (tensor.data_type in _QUANTISED and len(tensor.dims) > 1)
 
 
+def factors_of(
+    op: LayerOp, node: Node, data: Sequence[_Dim], weight: Sequence[_Dim], out: Sequence[_Dim]
+) -> tuple[_Dim, ...]:
+    """The lengths whose product is the number of a layer's multiply-accumulates.
+
+    Args:
+        op: what is known of the node's operator.
+        node: the node.
+        data: shape of what it reads.
+        weight: shape of its weight, or of the other factor.
+        out: shape of what it makes.
+    """
+    if op.convolution:
+        return (*(data if op.transposed else out), *weight[1:])
+    return (*out, data[0] if node.attributes.get("transA") else data[-1])
+
+
 def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Multiply-accumulates for one run on given input shapes; None if some layer's shape can't be inferred."""
     view = GraphView(model, shapes)
     total = 0
     for node in view.nodes:
-        if node.op_type not in SECOND_FACTOR:
+        op = LAYER_OPS.get(node.op_type)
+        if op is None:
             continue
-        names = (node.inputs[0], node.inputs[SECOND_FACTOR[node.op_type]], node.outputs[0])
-        data, weight, out = (view.shape(name) for name in names)
+        data, weight, out = (
+            view.shape(name) for name in (node.inputs[op.data], node.inputs[op.weight], node.outputs[0])
+        )
         if data is None or weight is None or out is None:
             return None
-        if node.op_type in ("Conv", "ConvInteger", "QLinearConv"):
-            factors = (*out, *weight[1:])
-        elif node.op_type == "ConvTranspose":
-            factors = (*data, *weight[1:])
-        else:
-            factors = (*out, data[0] if node.attributes.get("transA") else data[-1])
+        factors = factors_of(op, node, data, weight, out)
         known = [f for f in factors if isinstance(f, int)]
         if len(known) < len(factors):
             return None

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import GraphView, Node
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS, REAL
 
 ConstantUse = tuple[int, int]
 """One use of a constant: (node index, input index)."""
@@ -22,7 +23,7 @@ class Quantization:
     """How integers stand for real numbers: real = (integer - zero point) * scale.
 
     Attributes:
-        scale: name of the scale.
+        scale: name of the scale, "" for one that is not the node's to know.
         zero_point: name of the zero point, "" for zero.
         axis: the axis along which they vary, if they have more than one element.
     """
@@ -73,13 +74,12 @@ def quantization_of(graph: GraphView, use: ConstantUse, rank: int) -> Quantizati
     node = graph.nodes[use[0]]
     if node.op_type == "DequantizeLinear" and use[1] == 0:
         return Quantization(node.inputs[1], _input(node, 2), int(node.attributes.get("axis", 1)) % max(rank, 1))
-    if node.op_type in ("QLinearConv", "QLinearMatMul", "com.microsoft::QGemm") and use[1] in (0, 3):
-        transposed = node.op_type.endswith("QGemm") and int(node.attributes.get("transB", 0))
-        axis = 0 if node.op_type == "QLinearConv" or transposed else rank - 1
-        return Quantization(node.inputs[use[1] + 1], _input(node, use[1] + 2), axis)
-    if node.op_type in ("ConvInteger", "MatMulInteger"):
-        return Quantization("", _input(node, use[1] + 2), 0 if node.op_type == "ConvInteger" else rank - 1)
-    return None
+    op = LAYER_OPS.get(node.op_type)
+    coding = REAL if op is None else op.coding_of(use[1])
+    if op is None or not coding.inputs:
+        return None
+    axis = op.coded_axis(node.attributes, rank)
+    return Quantization(_input(node, coding.scale), _input(node, coding.zero_point), axis)
 
 
 def zero_value(graph: GraphView, use: ConstantUse, rank: int) -> npt.NDArray[Any]:
@@ -108,5 +108,5 @@ def _along(values: npt.NDArray[Any], axis: int, rank: int) -> npt.NDArray[Any]:
     return values.reshape([-1 if a == axis else 1 for a in range(rank)])
 
 
-def _input(node: Node, index: int) -> str:
-    return node.inputs[index] if index < len(node.inputs) else ""
+def _input(node: Node, index: int | None) -> str:
+    return node.inputs[index] if index is not None and index < len(node.inputs) else ""

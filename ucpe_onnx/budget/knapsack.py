@@ -14,6 +14,7 @@ from functools import cached_property
 
 from ortools.sat.python import cp_model
 
+from ucpe_onnx.analysis.layer_ops import channel_axis
 from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Segment, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
@@ -138,7 +139,7 @@ class Knapsack:
         if axis is None or axis not in self.segment_of:
             out = next((name for name in use.node.outputs if name), "")
             shape = self.trace.graph.shape(out) or ()
-            place = 1 if "Conv" in use.node.op_type else len(shape) - 1
+            place = channel_axis(use.node.op_type, len(shape))
             full = shape[place] if shape and isinstance(shape[place], int) else 1
             return int(full or 1), []
         choice = self.segment_of[axis]
@@ -155,7 +156,7 @@ class Knapsack:
         if consumer is not None:
             return consumer.channels
         shape = self.trace.graph.shape(use.node.inputs[0]) or ()
-        place = 1 if "Conv" in use.node.op_type else len(shape) - 1
+        place = channel_axis(use.node.op_type, len(shape))
         return shape[place] if shape and isinstance(shape[place], int) else 1  # type: ignore[return-value]
 
 

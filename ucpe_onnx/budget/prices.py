@@ -11,8 +11,9 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx.analysis.counts import SECOND_FACTOR, holds_weights
+from ucpe_onnx.analysis.counts import factors_of, holds_weights
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
@@ -128,18 +129,17 @@ class Work:
 
     def _operations(self, node: Node) -> int:
         """Multiply-accumulates for one sample."""
-        if node.op_type not in SECOND_FACTOR:
+        op = LAYER_OPS.get(node.op_type)
+        if op is None:
             return 0
         graph = self.trace.graph
         data, weight, out = (
             _lengths(graph.shape(name) or ())
-            for name in (node.inputs[0], node.inputs[SECOND_FACTOR[node.op_type]], node.outputs[0])
+            for name in (node.inputs[op.data], node.inputs[op.weight], node.outputs[0])
         )
         if not data or not weight:
             return 0
-        if "Conv" in node.op_type:
-            return math.prod(data if node.op_type == "ConvTranspose" else out) * math.prod(weight[1:])
-        return math.prod(out) * (data[0] if node.attributes.get("transA") else data[-1])
+        return math.prod(factors_of(op, node, data, weight, out))
 
 
 def _lengths(shape: Sequence[int | str | None]) -> list[int]:

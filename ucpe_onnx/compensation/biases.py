@@ -44,15 +44,14 @@ class Following:
 
 def bias_of(graph: GraphView, layer: Layer) -> Bias | None:
     """The bias of a layer; None if it has none that can be changed."""
-    inputs = layer.node.inputs
-    if layer.node.op_type in ("Conv", "Gemm") and len(inputs) > 2 and inputs[2]:
-        return _own(graph, inputs[2], layer.made, 1.0, inside=True)
+    if layer.bias:
+        return _own(graph, layer.bias, layer.made, 1.0, inside=True)
     reader = _only_reader(graph, layer.out)
     if reader is None:
         return None
     if _normalises(reader, layer):
         return _own(graph, reader.inputs[3], layer.made, -1.0)
-    if reader.op_type == "Add" and layer.node.op_type == "MatMul":
+    if reader.op_type == "Add" and not layer.takes_bias:
         other = next((name for name in reader.inputs if name != layer.out), "")
         return _own(graph, other, layer.made, 1.0) if other in graph.constants else None
     return None
@@ -61,7 +60,7 @@ def bias_of(graph: GraphView, layer: Layer) -> Bias | None:
 def following(graph: GraphView, layer: Layer) -> Following:
     """The batch normalisation or bias behind a layer, if there is one."""
     reader = _only_reader(graph, layer.out)
-    if reader is not None and reader.op_type == "Add" and layer.node.op_type == "MatMul":
+    if reader is not None and reader.op_type == "Add" and not layer.takes_bias:
         other = next((name for name in reader.inputs if name != layer.out), "")
         shape = graph.constants.shape(other)
         if shape is not None and len(shape) <= 1:

@@ -207,10 +207,9 @@ class _Sequence:
 
     def _offsets(self, layer: Layer) -> Array:
         """The bias that is an input of the layer, zeros without one."""
-        inputs = layer.node.inputs
-        if layer.node.op_type == "MatMul" or len(inputs) < 3 or not inputs[2]:
+        if not layer.bias:
             return np.zeros(layer.made)
-        value = self.weights.get(inputs[2], self.graph.value(inputs[2]))
+        value = self.weights.get(layer.bias, self.graph.value(layer.bias))
         if value is None:
             raise _Unfit("its bias is computed at run time")
         if value.size > 1 and value.shape[-1] != value.size:

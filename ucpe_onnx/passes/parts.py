@@ -12,16 +12,13 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.analysis.quantised import zero_value
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.model.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.adapt_nodes import DraftEdit
 from ucpe_onnx.passes.views import SELECTED_BY, Part, View, Views
 from ucpe_onnx.passes.weights import Array, Edit
-
-_BIAS = {"Conv": 2, "ConvTranspose": 2, "Gemm": 2}
-"""The input that a consumer adds to its sum, and only one term of a divided sum may."""
-
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -184,9 +181,10 @@ class NodeMaker:
 
     def _set_bias(self, node: Node, copy: onnx.NodeProto, view: Part, term: Term) -> None:
         """One term of a sum adds the bias, with that of a folded normalisation; the others have none."""
-        place = _BIAS.get(node.op_type)
-        if place is None:
+        op = LAYER_OPS.get(node.op_type)
+        if op is None or op.bias is None:
             return
+        place = op.bias
         if not term.first:
             if len(copy.input) > place:
                 del copy.input[place:]
@@ -195,7 +193,8 @@ class NodeMaker:
             given = np.asarray(graph.value(node.inputs[place]) if len(node.inputs) > place else 0.0, dtype=np.float64)
             _, shift, mean, _ = (np.asarray(graph.value(name), dtype=np.float64) for name in term.norm.inputs[1:5])
             bias = (given - mean) * folded_scale(self.views, term.norm) + shift
-            value = bias[self._layout((node.outputs[0], 1), view)].astype(np.asarray(graph.value(node.inputs[1])).dtype)
+            kind = np.asarray(graph.value(node.inputs[op.weight])).dtype
+            value = bias[self._layout((node.outputs[0], 1), view)].astype(kind)
             del copy.input[place:]
             copy.input.append(self._stored(f"{copy.output[0]}_bias", value))
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.layer_ops import FUSING
 from ucpe_onnx.analysis.restriction import Restrictions
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer
@@ -316,7 +317,7 @@ class Views:
         graph = self.emission.trace.graph
         out = node.outputs[0]
         readers = graph.readers[out]
-        if len(readers) != 1 or out in graph.captured or out in graph.outputs or node.op_type != "Conv":
+        if len(readers) != 1 or out in graph.captured or out in graph.outputs or node.op_type not in FUSING:
             return None
         norm = readers[0][0]
         constant = all(name in graph.constants for name in norm.inputs[1:])

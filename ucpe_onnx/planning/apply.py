@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ucpe_onnx.analysis.layer_ops import BLOCKED
 from ucpe_onnx.analysis.layout import segment_layouts
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer, Trace
@@ -137,7 +138,7 @@ def selected(consumer: Consumer, layout: IntArray, keep: Mask, target: Target) -
     """The kept channels, filled up to a width that runs well; a slice where they are contiguous."""
     places = np.flatnonzero(keep[layout])
     width = places.size
-    if consumer.use.node.op_type == "Conv":
+    if consumer.use.node.op_type in BLOCKED:
         width = target.width(width, layout.size, target.read_multiple)
     if width == layout.size:
         return Lowered("direct" if keep[layout].all() else "union", layout)

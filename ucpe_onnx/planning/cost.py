@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.layer_ops import CONVOLUTIONS, FUSING, LAYER_OPS, channel_axis
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
@@ -23,9 +24,6 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 _NOMINAL = 28
 """Length assumed for a spatial axis that is dynamic."""
 
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "QLinearConv", "ConvInteger"})
-_FUSING = frozenset({"Conv", "QLinearConv"})
-"""Convolutions that do what follows them."""
 _FREE = frozenset({"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear", "Concat"})
 _ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 """What onnxruntime lets a convolution do; all but Relu are a pass over its output."""
@@ -90,8 +88,8 @@ class Costs:
         if self._is_fused(node):
             cheap = node.op_type not in _ACTIVATIONS or node.op_type == "Relu"
             return np.zeros(channels.shape) if cheap else _floats(self.rates.fused_us(written))
-        if node.op_type in _CONVOLUTIONS or self._is_depthwise(node):
-            kernel = self._kernel(node) if node.op_type in _CONVOLUTIONS else (1, 1)
+        if node.op_type in CONVOLUTIONS or self._is_depthwise(node):
+            kernel = self._kernel(node) if node.op_type in CONVOLUTIONS else (1, 1)
             read = self.positions(node.inputs[0], 1)
             return _floats(self.rates.depthwise_us(channels, kernel, self.positions(tensor, 1), read))
         if node.op_type in ("Add", "Sum", "Mul", "Sub"):
@@ -110,8 +108,8 @@ class Costs:
         halves, whole = self.reads_us(consumer, np.array([max(channels // 2, 1), max(channels, 1)]))
         out = next(name for name in use.node.outputs if name)
         made, rank = self._made_by(use.node), len(self.trace.graph.shape(out) or ())
-        positions = self.positions(out, 1 if use.node.op_type in _CONVOLUTIONS else rank - 1)
-        kernel = self._kernel(use.node) if use.node.op_type in _CONVOLUTIONS else (1, 1)
+        positions = self.positions(out, channel_axis(use.node.op_type, rank))
+        kernel = self._kernel(use.node) if use.node.op_type in CONVOLUTIONS else (1, 1)
         further = float(self.rates.partial_us(made, positions, kernel))
         if self._adds_already(use.node):
             further = float(self.rates.add_us(made * positions * self.target.element_bytes))
@@ -135,11 +133,11 @@ class Costs:
 
     def _node_us(self, use: WeightUse, cin: IntArray, cout: IntArray, data: str, out: str) -> FloatArray:
         node = use.node
-        if node.op_type in _CONVOLUTIONS:
+        if node.op_type in CONVOLUTIONS:
             read, made = self.positions(data, 1), self.positions(out, 1)
             groups = max(use.groups, 1)
             cin, cout = (-(-np.maximum(channels, 1) // groups) * groups for channels in (cin, cout))
-            if node.op_type == "ConvTranspose":
+            if LAYER_OPS[node.op_type].transposed:
                 return _floats(self.rates.transposed_us(cin, cout, self._kernel(node), made, read, groups=groups))
             us = self.rates.conv_us(cin, cout, self._kernel(node), made, read, groups=groups)
             return _floats(us + self._out_of_layout_us(data, cin, groups))
@@ -154,8 +152,7 @@ class Costs:
         return np.where(cin < self.target.minimum, self.rates.reorder_us(written), 0.0)
 
     def _kernel(self, node: Node) -> tuple[int, int]:
-        weight = 3 if node.op_type == "QLinearConv" else 1
-        shape = self.trace.graph.shape(node.inputs[weight]) or ()
+        shape = self.trace.graph.shape(node.inputs[LAYER_OPS[node.op_type].weight]) or ()
         lengths = [size if isinstance(size, int) else 1 for size in shape[2:]]
         return (math.prod(lengths[:-1]), lengths[-1]) if lengths else (1, 1)
 
@@ -213,7 +210,7 @@ class Costs:
             return False
         if maker.op_type in through:
             return self._is_fused(maker) or self._is_depthwise(maker)
-        return maker.op_type in _FUSING
+        return maker.op_type in FUSING
 
 
 def _floats(us: Any) -> FloatArray:

@@ -9,13 +9,11 @@ from functools import cached_property
 import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.analysis.restriction import Restrictions
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
-
-_SUMMED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""Consumers that are linear in their input, and of which a sum of several can be made by adding."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class Routes:
         """Whether a consumer may become a sum with one term for each part that it reads."""
         use = consumer.use
         reads_once = sum(name == use.tensor_axis[0] for name in use.node.inputs) == 1
-        without_bias = use.node.op_type != "Gemm" or self.trace.graph.opset >= 11  # it had to have one before
-        linear = use.node.op_type in _SUMMED and without_bias
-        return linear and self.divides(consumer) and self.direct(consumer) and reads_once
+        op = LAYER_OPS.get(use.node.op_type)
+        adds_up = op is not None and op.linear and self.trace.graph.opset >= op.bias_optional_since
+        return adds_up and self.divides(consumer) and self.direct(consumer) and reads_once
 
     def direct(self, consumer: Consumer) -> bool:
         """Whether a consumer's weight is its own constant; behind codecs, parts would break what onnxruntime fuses."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.layer_ops import BLOCKED
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer, Segment
 from ucpe_onnx.masks import Mask
@@ -298,7 +299,7 @@ class ProblemMaker:
     def _selected(self, reader: Consumer, kept: int, made: int) -> int:
         """Channels of a selection, filled up to a width that runs well."""
         target = self.costs.target
-        return target.width(kept, made, target.read_multiple) if reader.use.node.op_type == "Conv" else kept
+        return target.width(kept, made, target.read_multiple) if reader.use.node.op_type in BLOCKED else kept
 
     def _carried(self, nodes: Iterable[Node]) -> FloatArray:
         """What operators on the way cost, by the number of slots."""

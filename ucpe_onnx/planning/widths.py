@@ -9,15 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.layer_ops import FUSING, LAYER_OPS
 from ucpe_onnx.analysis.layout import covers_target
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.criteria import FloatArray
-
-_CONVOLUTIONS = {"Conv": 1, "QLinearConv": 3}
-"""Which input is the weight."""
 
 _WORTHWHILE = 0.1
 """A grouped convolution gains less by whole blocks than it loses by being wider by a larger share than this."""
@@ -151,7 +149,7 @@ def _wanted(trace: Trace, segment: Segment, target: Target) -> Iterator[tuple[Ax
     grouped: list[tuple[AxisKey, int, float]] = []
     plain = False
     for node in trace.graph.nodes:
-        if node.op_type in _CONVOLUTIONS and axes.intersection(((node.inputs[0], 1), (node.outputs[0], 1))):
+        if node.op_type in FUSING and axes.intersection(((node.inputs[0], 1), (node.outputs[0], 1))):
             groups = int(node.attributes.get("group", 1))
             if groups == 1:
                 whole.append(((node.inputs[0], 1), target.read_multiple, math.inf))
@@ -166,7 +164,7 @@ def _wanted(trace: Trace, segment: Segment, target: Target) -> Iterator[tuple[Ax
 
 def _grouped_multiples(trace: Trace, node: Node, groups: int, target: Target) -> Iterator[tuple[AxisKey, int, float]]:
     """What the axes of a convolution in groups had better be; nothing for one that is in no blocked layout."""
-    made, read, *_ = trace.graph.shape(node.inputs[_CONVOLUTIONS[node.op_type]]) or (0, 0)
+    made, read, *_ = trace.graph.shape(node.inputs[LAYER_OPS[node.op_type].weight]) or (0, 0)
     each = target.grouped_multiple
     if read == 1:
         yield (node.inputs[0], 1), target.depthwise_multiple, math.inf

@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.model.offload import trim_memory
 from ucpe_onnx.runtime.optimised_checks import KINDS, Finding, find, is_convolution
@@ -25,7 +26,7 @@ from ucpe_onnx.runtime.target import target_for
 
 __all__ = ["KINDS", "Finding", "OptimisedGraph", "read_optimised"]
 
-_QUANTISED = ("QLinearConv", "ConvInteger")
+_QUANTISED = frozenset(op.name for op in LAYER_OPS.values() if op.convolution and not op.linear)
 
 _WEIGHTS_APART = {
     "session.optimized_model_external_initializers_file_name": "weights",

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.analysis.shapes.partial import (
     NO_END,
     Dim,
@@ -262,16 +263,12 @@ def _window(facts: Facts, shape: Shape | None, kernel: Sequence[Dim]) -> list[Di
     return lengths
 
 
-def _conv(facts: Facts, weight_at: int = 1) -> Shape | None:
-    shape, weight = facts.shape(0), facts.shape(weight_at)
+def _conv(facts: Facts) -> Shape | None:
+    shape, weight = facts.shape(0), facts.shape(1)
     if weight is None:
         return _unknown_like(shape)
     batch = shape[0] if shape is not None else None
     return (batch, weight[0], *_window(facts, shape, weight[2:]))
-
-
-def _quantized_conv(facts: Facts) -> Shape | None:
-    return _conv(facts, weight_at=3)
 
 
 def _conv_transpose(facts: Facts) -> Shape | None:
@@ -302,6 +299,12 @@ def _matmul(facts: Facts) -> Shape | None:
     right = (*right[:-2], right[-1], right[-2]) if facts.attributes.get("transB") and len(right) > 1 else right
     batch = broadcast(left[:-2], right[:-2])
     return (*(batch or ()), *left[-2:-1], *(right[-1:] if len(right) > 1 else ()))
+
+
+def _of_integers(rule: Callable[[Facts], Shape | None], op_type: str) -> Callable[[Facts], Shape | None]:
+    """The rule of a layer in real numbers for its form in integers."""
+    op = LAYER_OPS[op_type]
+    return lambda facts: rule(replace(facts, shapes=(facts.shape(op.data), facts.shape(op.weight))))
 
 
 def _operands(rule: Callable[[Facts], Shape | None], at: slice) -> Callable[[Facts], Shape | None]:
@@ -367,7 +370,7 @@ _RULES: dict[str, _Rule] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Pad": _pad,
-    "QLinearConv": _quantized_conv,
+    "QLinearConv": _of_integers(_conv, "QLinearConv"),
     "Range": _range,
     "Reshape": _reshape,
     "Slice": _slice,
@@ -383,7 +386,7 @@ _CONTRIB: dict[str, Callable[[Facts], Shape | None]] = {
     "FusedConv": _conv,
     "FusedGemm": _gemm,
     "FusedMatMul": _matmul,
-    "QGemm": _operands(_gemm, slice(0, 4, 3)),
+    "QGemm": _of_integers(_gemm, "com.microsoft::QGemm"),
     "QLinearAdd": _operands(_elementwise, slice(0, 4, 3)),
     "QLinearAveragePool": lambda facts: _pool(facts)[0],
     "QLinearConcat": _operands(_concat, slice(2, None, 3)),
