@@ -44,9 +44,6 @@ class Target:
             one only if it has a multiple of this; without such a layout the multiple at which kernels run well.
         joined_multiple: a Concat stays in the blocked layout only if all of its inputs are multiples of this.
         minimum: below this many channels a convolution reads the plain layout, so a blocked input is reordered.
-        gflops: rough speed of a convolution, in GFLOP/s.
-        bytes_per_us: rough speed of a copy, in bytes per microsecond.
-        call_us: cost of one more node, in microseconds.
         name: what to call it in reports.
         aligned: widths are rounded to ``read_multiple`` although there is no blocked layout (tensor cores, int8).
         pool_multiple: pools stay blocked only at multiples of this.
@@ -64,9 +61,6 @@ class Target:
     read_multiple: int = 4
     joined_multiple: int = 16
     minimum: int = 16
-    gflops: float = 130.0
-    bytes_per_us: float = 10_500.0
-    call_us: float = 5.0
     name: str = "CPU with AVX-512, float32, layout NCHW16c"
     aligned: bool = False
     pool_multiple: int = 16

@@ -45,30 +45,6 @@ class Schedule:
         if self.warmup + (self.ramp or 0) > 1 + 1e-9:
             raise UsageError(f"warm-up {self.warmup} and ramp {self.ramp} leave no step at the full ratio")
 
-    @classmethod
-    def from_epochs(
-        cls, epochs: int, steps_per_epoch: int, warmup_epochs: int = 16, epsilon: float = 0.015
-    ) -> Schedule:
-        """The schedule of PDP in the terms of its paper: the ratio of epoch e is min(1, epsilon (e - s)) of the final.
-
-        Args:
-            epochs: in all.
-            steps_per_epoch: steps of the optimiser in each.
-            warmup_epochs: s, epochs of ordinary training. The paper has 16 of 100.
-            epsilon: growth in each epoch after.
-
-        Raises:
-            UsageError: the full ratio is not reached in the last epoch.
-        """
-        if min(epochs, steps_per_epoch) < 1 or epsilon <= 0:
-            raise UsageError("epochs, steps in each, and epsilon must be positive")
-        if epsilon * (epochs - 1 - warmup_epochs) < 1 - 1e-9:
-            raise UsageError(
-                f"{epochs} epochs with {warmup_epochs} of warm-up and epsilon {epsilon} never reach the full ratio"
-            )
-        ramp = 1 / (epsilon * epochs)
-        return cls(epochs * steps_per_epoch, warmup_epochs / epochs, ramp, "linear", steps_per_epoch)
-
     @property
     def start(self) -> int:
         """The first step after the warm-up."""
