@@ -21,9 +21,10 @@ from __future__ import annotations
 import argparse
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ucpe_onnx.errors import UsageError
@@ -227,6 +228,19 @@ def check_values(options: Any) -> None:
                 raise UsageError(f"{spelled}: unknown {single!r}; choose from {', '.join(declared.choices)}")
             if declared.valid is not None:
                 declared.valid.check(spelled, single)
+
+
+def plain(value: Any) -> Any:
+    """A field's value as JSON knows it; an object is named by its type."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping) and all(isinstance(v, (tuple, list)) for v in value.values()):
+        return {str(k): plain(v) for k, v in value.items()}
+    return f"<{type(value).__name__}>"
 
 
 def documented(options: C) -> C:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.flags import Range, check_values, documented, flag, python_only, whole
+from ucpe_onnx.flags import Range, check_values, documented, flag, plain, python_only, whole
 from ucpe_onnx.passes import PASS_NAMES, Watch
 from ucpe_onnx.passes.watch import ALL
 from ucpe_onnx.plan import Plan
@@ -251,12 +251,7 @@ class Options:
         valid=_TOLERANCE,
     )
     atol: float | None = flag(
-        None,
-        CHECKS,
-        "absolute tolerance of the verification (default 1e-4)",
-        more="likewise",
-        type=float,
-        valid=_TOLERANCE,
+        None, CHECKS, "absolute tolerance of the verification (default 1e-4)", type=float, valid=_TOLERANCE
     )
     measure: bool = flag(
         False, LAYOUT, "choose lowerings by timing candidates on this machine, for ten times the --bench-seconds"
@@ -333,10 +328,9 @@ class Options:
             raise UsageError("--compensate and --plan exclude each other: a plan holds its own weights")
         if self.steps > 1 and (self.criterion not in DATA_CRITERIA or self.has_target):
             raise UsageError("--steps goes with --ratio and a --criterion from data: others don't change on the way")
-        if self.sensitivity and self.data is None:
-            raise UsageError("--sensitivity needs samples: give them with --data")
-        if self.save_stats is not None and self.data is None:
-            raise UsageError("--save-stats needs samples: give them with --data")
+        for wish, wanted in (("--sensitivity", self.sensitivity), ("--save-stats", self.save_stats is not None)):
+            if wanted and self.data is None:
+                raise UsageError(f"{wish} needs samples: give them with --data")
         if self.criterion in DATA_CRITERIA and self.data is None and self.masks is None and self.plan is None:
             raise UsageError(f"--criterion {self.criterion} needs samples: give them with --data")
         if chosen.dump_after and self.dump_beside is None:
@@ -377,7 +371,7 @@ class Options:
 
     def recorded(self) -> dict[str, Any]:
         """The options as plain values, for plans and reports; objects are named by their type."""
-        values = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        values = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
         for name in ("data", "test_data"):
             if isinstance(getattr(self, name), (tuple, list, Mapping)):  # samples, maybe thousands
                 values[name] = f"<{type(getattr(self, name)).__name__}>"
@@ -387,15 +381,3 @@ class Options:
 def _as_tuple(value: str | Iterable[str]) -> tuple[str, ...]:
     """A lone string is one value, not a sequence of letters."""
     return (value,) if isinstance(value, str) else tuple(value)
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping) and all(isinstance(v, (tuple, list)) for v in value.values()):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return f"<{type(value).__name__}>"
