@@ -19,6 +19,7 @@ ucpe_onnx.errors.UsageError: --minutes: 0 is not a whole number from 1 to 90
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -255,7 +256,7 @@ def documented(options: C) -> C:
             break_on_hyphens=False,
         )
         lines.append(text)
-    options.__doc__ = "\n".join([f"{(options.__doc__ or '').rstrip()}\n", "Attributes:", *lines])
+    options.__doc__ = "\n".join([f"{inspect.cleandoc(options.__doc__ or '')}\n", "Attributes:", *lines])
     return options
 
 

@@ -110,8 +110,8 @@ def overridable_note(traced: Trace) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``python -m ucpe_onnx.inspect``."""
     parser = argparse.ArgumentParser(
         prog="python -m ucpe_onnx.inspect",
         usage="%(prog)s in.onnx [options]",
@@ -125,6 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_runtime(parser)
     add_common(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.model is None and args.json not in (None, "-"):  # "--json in.onnx" means what it looks like
         args.model, args.json = Path(args.json), "-"
