@@ -140,7 +140,7 @@ class TrainOptions:
         more="they count at the full ratio; None or 0: never",
         type=int,
         metavar="N",
-        valid=Range("must be at least 1", least=0),
+        valid=Range("must be at least 1", least=0, whole=True),
     )
     freeze_statistics: bool = flag(False, TRAINING, "leave batch normalisations' means as they are")
     device: str = flag("auto", TRAINING, "default %(default)s", more="auto: CUDA if torch sees one", choices=DEVICES)
