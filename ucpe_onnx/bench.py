@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ucpe_onnx.commands.bench_inputs import BESIDE, Inputs, data_sets, model_nam
 from ucpe_onnx.commands.config import apply_config
 from ucpe_onnx.commands.shared import (
     add_common,
+    add_config,
+    add_json,
     check_outputs,
     guarded,
     library_output_to_stderr,
@@ -28,16 +31,66 @@ from ucpe_onnx.commands.shared import (
     write_json,
 )
 from ucpe_onnx.errors import EXIT_DONE, UsageError
+from ucpe_onnx.flags import Range, add_flag, add_flags, check_values, documented, flag, given
 from ucpe_onnx.model.files import external_files
 from ucpe_onnx.options import Options
 from ucpe_onnx.runtime.latency import LEAST_RELOADS, CandidateLatency, LatencyReport, measure
-from ucpe_onnx.runtime.random_feeds import parse_input_shapes
-from ucpe_onnx.runtime.session import OPT_LEVELS
 
 _EPILOG = """\
 exit codes: 0 measured; 1 a model or the data can't be used; 2 usage. Which model is faster is no exit code: see
 --json, where "faster" and "slower" are true of a model only if its whole interval lies below or above 1.
 """
+
+HOW_LONG = "how long to measure"
+
+SHARED = ("data", "input_shapes", "providers", "threads", "opt_level", "seed")
+"""The options of the main job that this command has too."""
+
+
+@documented
+@dataclass(frozen=True)
+class Rounds:
+    """How long and how often models are run."""
+
+    seconds: float = flag(
+        3.0,
+        HOW_LONG,
+        "time of all rounds; three times as long if a ratio is not clear by then (default %(default)s)",
+        metavar="S",
+        valid=Range("is no time to measure for; give a number above 0", above=0, below=math.inf),
+    )
+    warmup: int = flag(
+        5,
+        HOW_LONG,
+        "untimed runs before (default %(default)s)",
+        metavar="N",
+        valid=Range("is too few; give at least 1", least=1),
+    )
+    rounds: int = flag(
+        30,
+        HOW_LONG,
+        "least rounds (default %(default)s)",
+        metavar="N",
+        valid=Range("is too few; give at least 2", least=2),
+    )
+    reloads: int = flag(
+        10,
+        HOW_LONG,
+        "load all models so many times, because where their memory lies makes a percent or two: 1, or at least"
+        f" {LEAST_RELOADS} (default %(default)s; less if loading takes longer than the rounds)",
+        metavar="N",
+    )
+
+    def checked(self) -> Rounds:
+        """These options.
+
+        Raises:
+            UsageError: one makes no sense; the line names its flag.
+        """
+        check_values(self)
+        if self.reloads != 1 and self.reloads < LEAST_RELOADS:
+            raise UsageError(f"--reloads: {self.reloads} loads say too little; give 1, or at least {LEAST_RELOADS}")
+        return self
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,68 +112,23 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("float32", "int8"),
         help="measure this machine instead (default for float32), and keep the result for the choice of layouts",
     )
-    _add_measurement(parser)
+    add_flag(add_flags(parser, HOW_LONG, Rounds), Options, "seed")
     _add_runtime(parser)
-    parser.add_argument("--json", metavar="FILE|-", help="write the result for machines, - for standard output")
-    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="take flags from a file")
+    add_json(parser, "write the result for machines, - for standard output")
+    add_config(parser, "take flags from a file")
     add_common(parser)
     return parser
 
 
-def _add_measurement(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how long to measure")
-    group.add_argument(
-        "--seconds",
-        type=float,
-        default=3.0,
-        metavar="S",
-        help="time of all rounds; three times as long if a ratio is not clear by then (default %(default)s)",
-    )
-    group.add_argument("--warmup", type=int, default=5, metavar="N", help="untimed runs before (default %(default)s)")
-    group.add_argument("--rounds", type=int, default=30, metavar="N", help="least rounds (default %(default)s)")
-    group.add_argument(
-        "--reloads",
-        type=int,
-        default=10,
-        metavar="N",
-        help="load all models so many times, because where their memory lies makes a percent or two: 1, or at least"
-        f" {LEAST_RELOADS} (default %(default)s; less if loading takes longer than the rounds)",
-    )
-    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default %(default)s)")
-
-
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
-    default = Options()
     group = parser.add_argument_group("what to run")
-    group.add_argument(
-        "--data",
-        metavar="PATH|MODULE:CALLABLE",
-        help=".npz with arrays named like the inputs, a folder of test_data_set_N, or a callable that returns feeds;"
-        f" {BESIDE}: the test_data_set_N beside the first model (default: random)",
+    data = (
+        ".npz with arrays named like the inputs, a folder of test_data_set_N, or a callable that returns feeds;"
+        f" {BESIDE}: the test_data_set_N beside the first model (default: random)"
     )
-    group.add_argument(
-        "--input-shapes",
-        nargs="+",
-        default=[],
-        metavar="NAME:[1,3,224,224]",
-        help="shapes for inputs with dynamic dimensions",
-    )
-    group.add_argument(
-        "--providers",
-        nargs="+",
-        default=list(default.providers),
-        metavar="NAME",
-        help="onnxruntime's execution providers, e.g. cpu or cuda (default cpu)",
-    )
-    group.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="threads within an operator (default: onnxruntime's choice)"
-    )
-    group.add_argument(
-        "--opt-level",
-        choices=OPT_LEVELS,
-        default=default.opt_level,
-        help="onnxruntime's graph optimisation level (default %(default)s)",
-    )
+    add_flag(group, Options, "data", help=data)
+    for name in ("input_shapes", "providers", "threads", "opt_level"):
+        add_flag(group, Options, name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    options = _checked(args)
+    rounds, options = Rounds(**given(args, Rounds)).checked(), Options(**given(args, Options, SHARED)).checked()
     files = model_names(args.models)
     _check_json(args, files)
     if args.calibrate:
@@ -148,11 +156,11 @@ def _run(args: argparse.Namespace) -> int:
             inputs.feeds,
             options.run_options(),
             baseline=baseline,
-            seconds=args.seconds,
-            warmup=args.warmup,
-            min_rounds=args.rounds,
-            reloads=args.reloads,
-            seed=args.seed,
+            seconds=rounds.seconds,
+            warmup=rounds.warmup,
+            min_rounds=rounds.rounds,
+            reloads=rounds.reloads,
+            seed=options.seed,
             progress=progress,
         )
     if args.json:
@@ -180,25 +188,6 @@ def _check_json(args: argparse.Namespace, files: Mapping[str, Path]) -> None:
     check_outputs(
         {"--json": target}, read | {"--config": args.config, "--data": Path(args.data) if args.data else None}
     )
-
-
-def _checked(args: argparse.Namespace) -> Options:
-    """The flags that the main job has too, as its options; the others are checked here."""
-    if not 0 < args.seconds < math.inf:
-        raise UsageError(f"--seconds: {args.seconds} is no time to measure for; give a number above 0")
-    if args.reloads != 1 and args.reloads < LEAST_RELOADS:
-        raise UsageError(f"--reloads: {args.reloads} loads say too little; give 1, or at least {LEAST_RELOADS}")
-    for flag, count, least in (("--warmup", args.warmup, 1), ("--rounds", args.rounds, 2)):
-        if count < least:
-            raise UsageError(f"{flag}: {count} is too few; give at least {least}")
-    return Options(
-        data=args.data,
-        input_shapes=parse_input_shapes(args.input_shapes),
-        providers=tuple(args.providers),
-        threads=args.threads,
-        opt_level=args.opt_level,
-        seed=args.seed,
-    ).checked()
 
 
 def _find_baseline(wanted: str | None, files: Mapping[str, Path]) -> str:

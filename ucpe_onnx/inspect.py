@@ -24,12 +24,14 @@ from ucpe_onnx.commands.shared import (
     write_json,
 )
 from ucpe_onnx.errors import EXIT_DONE, ModelError
+from ucpe_onnx.flags import add_flag, given
 from ucpe_onnx.model.files import external_files
 from ucpe_onnx.model.source import ModelSource, open_source
+from ucpe_onnx.options import Options
 from ucpe_onnx.runtime.optimised import KINDS, Finding, OptimisedGraph, read_optimised
 from ucpe_onnx.runtime.optimised_pair import attributed
-from ucpe_onnx.runtime.random_feeds import input_shapes, parse_input_shapes
-from ucpe_onnx.runtime.session import OPT_LEVELS, RunOptions, resolve_providers
+from ucpe_onnx.runtime.random_feeds import input_shapes
+from ucpe_onnx.runtime.session import RunOptions, resolve_providers
 from ucpe_onnx.samples.inputs import input_specs
 
 _LISTED = 30
@@ -108,8 +110,8 @@ def overridable_note(traced: Trace) -> str:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``python -m ucpe_onnx.inspect``."""
     parser = argparse.ArgumentParser(
         prog="python -m ucpe_onnx.inspect",
         usage="%(prog)s in.onnx [options]",
@@ -123,6 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_runtime(parser)
     add_common(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.model is None and args.json not in (None, "-"):  # "--json in.onnx" means what it looks like
         args.model, args.json = Path(args.json), "-"
@@ -132,7 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
-    default = RunOptions()
     group = parser.add_argument_group("what onnxruntime makes of it")
     group.add_argument(
         "--runtime",
@@ -140,26 +147,9 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         help="show instead what its optimised graph holds beside the model's work: convolutions outside of the blocked"
         " layout, reorders, copies, Adds and activations that are not fused (with -v all of them)",
     )
-    group.add_argument(
-        "--input-shapes",
-        nargs="+",
-        default=[],
-        metavar="NAME:[1,3,224,224]",
-        help="shapes for inputs with dynamic dimensions, to count bytes for",
-    )
-    group.add_argument(
-        "--providers",
-        nargs="+",
-        default=list(default.providers),
-        metavar="NAME",
-        help="onnxruntime's execution providers, e.g. cpu or cuda (default cpu)",
-    )
-    group.add_argument(
-        "--opt-level",
-        choices=OPT_LEVELS,
-        default=default.opt_level,
-        help="onnxruntime's graph optimisation level (default %(default)s)",
-    )
+    add_flag(group, Options, "input_shapes", help="shapes for inputs with dynamic dimensions, to count bytes for")
+    for name in ("providers", "opt_level"):
+        add_flag(group, Options, name)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -187,12 +177,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _optimised(model: onnx.ModelProto, traced: Trace, args: argparse.Namespace) -> OptimisedGraph:
     """What onnxruntime makes of the model; bytes are counted only where the shapes of all inputs are known."""
-    overrides = parse_input_shapes(args.input_shapes)
+    wanted = given(args, Options, ("input_shapes", "providers", "opt_level"))
+    overrides = wanted["input_shapes"]
     try:
         shapes = input_shapes(input_specs(model), overrides)
     except ModelError:  # an open axis: the graph is the same whatever its size
         shapes = overrides
-    options = RunOptions(resolve_providers(args.providers), opt_level=args.opt_level)
+    options = RunOptions(resolve_providers(wanted["providers"]), opt_level=wanted["opt_level"])
     return attributed(read_optimised(model, options, shapes), traced)
 
 

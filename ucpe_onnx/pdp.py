@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from rich.table import Table
 from ucpe_onnx.commands.config import apply_config
 from ucpe_onnx.commands.shared import (
     add_common,
+    add_config,
+    add_json,
     check_outputs,
     guarded,
     library_output_to_stderr,
@@ -25,9 +26,10 @@ from ucpe_onnx.commands.shared import (
     write_json,
 )
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
+from ucpe_onnx.flags import add_flags, given
 from ucpe_onnx.model.files import all_or_nothing, save_model
 from ucpe_onnx.report.summary import print_summary
-from ucpe_onnx.train.options import DEVICES, METHODS, OPTIMISERS, TrainOptions
+from ucpe_onnx.train.options import GOES, TRAINING, TrainOptions
 
 if TYPE_CHECKING:
     from ucpe_onnx import Result
@@ -59,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("input", metavar="in.onnx", type=Path, help="the model; it is not changed")
     parser.add_argument("masks", metavar="masks.npz", type=Path, help="where to write what is kept")
     _add_files(parser)
-    _add_pruning(parser)
-    _add_training(parser)
+    for group in (GOES, TRAINING):
+        add_flags(parser, group, TrainOptions)
     add_common(parser)
     return parser
 
@@ -91,83 +93,8 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--checkpoint", metavar="FILE", type=Path, help="written after every epoch; if it is there, go on from it"
     )
-    group.add_argument("--json", metavar="FILE|-", help="write the account of the run, - for standard output")
-    group.add_argument("--config", type=Path, metavar="FILE.toml", help="take flags from a file; the command line wins")
-
-
-def _add_pruning(parser: argparse.ArgumentParser) -> None:
-    default = TrainOptions()
-    group = parser.add_argument_group("what goes")
-    group.add_argument(
-        "--granularity",
-        default=default.granularity,
-        metavar="NAME",
-        help="channel (each consumer's input channels), filter or segment (channels, for all their consumers alike),"
-        " unstructured (weights), or N:M such as 2:4 (default %(default)s)",
-    )
-    group.add_argument("--ratio", type=float, default=default.ratio, metavar="R", help="share (default %(default)s)")
-    group.add_argument(
-        "--scope", choices=("global", "local"), default=default.scope, help="by one ranking, or each layer"
-    )
-    group.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="layers that stay whole")
-    group.add_argument("--method", choices=METHODS, default=default.method, help="default %(default)s")
-    group.add_argument("--tau", type=float, default=default.tau, metavar="T", help="temperature (default %(default)s)")
-    group.add_argument(
-        "--absolute-tau",
-        dest="relative_tau",
-        action="store_false",
-        help="--tau is a squared weight, as in the paper (about 1e-4), not a share of the squared threshold",
-    )
-    group.add_argument(
-        "--cooling",
-        type=float,
-        metavar="S",
-        help="share of --tau that is left when masks become hard; 1: it stays, as in the paper (default 0.1, of single"
-        " weights 1)",
-    )
-    group.add_argument("--detach", action="store_true", help="let no gradient flow through the mask")
-    group.add_argument(
-        "--settle",
-        type=float,
-        default=default.settle,
-        metavar="S",
-        help="share of the steps at the full ratio after which masks are hard, 1 for the end (default %(default)s)",
-    )
-    group.add_argument(
-        "--warmup", type=float, default=default.warmup, metavar="S", help="share of steps without pruning"
-    )
-    group.add_argument(
-        "--ramp", type=float, default=default.ramp, metavar="S", help="share of steps that the ratio grows"
-    )
-    group.add_argument("--shape", choices=("linear", "cubic"), default=default.shape, help="of that growth")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    default = TrainOptions()
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=default.epochs, metavar="N", help="default %(default)s")
-    group.add_argument("--batch", type=int, default=default.batch, metavar="N", help="default %(default)s")
-    group.add_argument("--lr", type=float, default=default.lr, metavar="X", help="learning rate (default %(default)s)")
-    group.add_argument("--optimiser", choices=OPTIMISERS, default=default.optimiser, help="default %(default)s")
-    group.add_argument("--momentum", type=float, default=default.momentum, metavar="X", help="default %(default)s")
-    group.add_argument(
-        "--weight-decay", type=float, default=default.weight_decay, metavar="X", help="default %(default)s"
-    )
-    group.add_argument(
-        "--clip", type=float, default=default.clip, metavar="X", help="largest norm of the gradient; 0: none"
-    )
-    group.add_argument(
-        "--loss", choices=("cross-entropy", "mse", "distill"), help="default: by whether there are labels"
-    )
-    group.add_argument(
-        "--teacher", choices=("self",), help="learn from the unpruned model too (default: if there are no labels)"
-    )
-    group.add_argument("--augment", nargs="+", choices=("flip", "crop"), default=[], help="change images at random")
-    group.add_argument("--patience", type=int, metavar="N", help="stop after N epochs that bring nothing")
-    group.add_argument("--freeze-statistics", action="store_true", help="leave batch normalisations' means as they are")
-    group.add_argument("--device", choices=DEVICES, default=default.device, help="default %(default)s")
-    group.add_argument("--threads", type=int, default=default.threads, metavar="N", help="of torch and onnxruntime")
-    group.add_argument("--seed", type=int, default=default.seed, help="of everything random (default %(default)s)")
+    add_json(group, "write the account of the run, - for standard output")
+    add_config(group, "take flags from a file; the command line wins")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,15 +147,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> TrainOptions:
-    values = {field.name: getattr(args, field.name) for field in fields(TrainOptions)}
-    values |= {
-        "teacher": True if args.teacher else None,
-        "augment": tuple(args.augment),
-        "exclude": tuple(args.exclude),
-    }
     if args.data is None:
         raise UsageError("give training samples with --data: an .npz file, a folder of .npy files, or module:callable")
-    return TrainOptions(**values).checked()
+    return TrainOptions(**given(args, TrainOptions)).checked()
 
 
 def _check_files(args: argparse.Namespace, trained: Path, options: TrainOptions) -> None:
@@ -237,8 +158,8 @@ def _check_files(args: argparse.Namespace, trained: Path, options: TrainOptions)
             f"--emit: {options.granularity} zeroes single weights, which no layout makes smaller; leave --emit out: the"
             f" trained model is {trained}"
         )
-    given = {"--data": args.data, "--val-data": args.val_data}
-    read = {flag: Path(text) for flag, text in given.items() if text is not None and os.path.exists(text)}
+    samples = {"--data": args.data, "--val-data": args.val_data}
+    read = {flag: Path(text) for flag, text in samples.items() if text is not None and os.path.exists(text)}
     check_outputs(
         {
             "masks.npz": args.masks,

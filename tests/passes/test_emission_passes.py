@@ -13,7 +13,16 @@ from tests.builders import Net, assert_equal_outputs, check_emission, feeds_for,
 from ucpe_onnx import passes
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.masked import masked_model
-from ucpe_onnx.passes import Emission, NameNodes, PruneWeights, RemoveOrphans, Views, emission_passes, run_passes
+from ucpe_onnx.passes import (
+    Emission,
+    NameNodes,
+    PassResult,
+    PruneWeights,
+    RemoveOrphans,
+    Views,
+    emission_passes,
+    run_passes,
+)
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.runtime.target import Target
 
@@ -53,6 +62,7 @@ def test_passes_are_frozen_values_with_a_name_and_all_exported() -> None:
     for step in steps:
         assert type(step).__name__ in passes.__all__
         assert dataclasses.is_dataclass(step) and step.__dataclass_params__.frozen
+        assert step.name == type(step).name and "name" not in {field.name for field in dataclasses.fields(step)}
         assert step.name == "".join("-" + c.lower() if c.isupper() else c for c in type(step).__name__)[1:]
 
 
@@ -62,10 +72,11 @@ def test_run_passes_reports_by_name() -> None:
         copy_of(model), emission_passes(emission(model, {"b": [0, 1, 2], "c": [2, 3]}, lowering="gather"))
     )
     assert next(iter(results)) == "name-nodes"
-    assert results["name-nodes"].changes == 0
-    assert results["prune-weights"].changes == 4  # weights of a, b, c and the bias of a
-    assert results["route-channels"].changes == 2
-    assert results["remove-orphans"].changes == 0
+    assert results["name-nodes"] == PassResult()
+    constants = model.graph.node[0].input[1:], model.graph.node[1].input[1:2], model.graph.node[2].input[1:2]
+    assert set(results["prune-weights"].changed) == {name for names in constants for name in names}
+    assert results["route-channels"].changed == ("c_select", "b_select")
+    assert results["remove-orphans"] == PassResult()
 
 
 def test_an_empty_plan_changes_nothing_but_names() -> None:
@@ -94,6 +105,54 @@ def test_layouts_hold_what_changes_and_nothing_else() -> None:
     assert not emission(model, {}).layouts
 
 
+def test_passes_tell_what_they_leave_and_why() -> None:
+    """A weight stays for its other readers, a declaration that says too little stays as it is."""
+    net = Net()
+    net.weight(net.normal(6, 3, 1, 1), "w")
+    y = net.conv_with(net.input("x", (1, 3, 4, 4)), "w", name="a")
+    used = net.op("CumSum", "w", net.input("axis", (), TensorProto.INT64))
+    model = net.output(net.conv(y, 2, name="b"), used).model()
+    model.graph.value_info.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, None))
+    results = run_passes(copy_of(model), emission_passes(emission(model, {"b": [1, 4]})))
+    assert results["prune-weights"].skipped == {"w": "something else reads it whole"}
+    assert results["refresh-shapes"] == PassResult((), {y: "it is declared with 0 axes"})
+    assert str(results["refresh-shapes"]) == f"changed nothing and left {y} (it is declared with 0 axes)"
+
+
+@pytest.mark.parametrize(
+    ("reader", "reason"),
+    [
+        ("output", "it is an output of the graph too"),
+        ("subgraph", "a subgraph reads it too"),
+        ("convolution", "its readers need different parts of it"),
+    ],
+)
+def test_weights_that_stay(reader: str, reason: str) -> None:
+    net = Net()
+    net.weight(net.normal(6, 3, 1, 1), "w")
+    x, kept = net.input("x", (1, 3, 4, 4)), {"b": [1, 4]}
+    net.output(net.conv(net.conv_with(x, "w", name="a"), 2, name="b"))
+    if reader == "output":
+        net.output("w")
+    elif reader == "subgraph":
+        out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, [6, 3, 1, 1])
+        body = helper.make_graph([helper.make_node("Identity", ["w"], ["inner"])], "body", [], [out])
+        condition = net.input("c", (), TensorProto.BOOL)
+        net.output(net.op("If", condition, shapes=[(6, 3, 1, 1)], then_branch=body, else_branch=body))
+    else:
+        net.output(net.conv(net.conv_with(x, "w", name="c"), 2, name="d"))
+        kept["d"] = [0, 2, 3]
+    model = net.model()
+    found = PruneWeights(Views(emission(model, kept))).run(copy_of(model))
+    assert found.skipped == {"w": reason} and all(
+        name.startswith("w_pruned") for name in set(found.changed) - set(stored(model))
+    )
+
+
+def test_long_accounts_are_cut() -> None:
+    assert str(PassResult(tuple("abcde"), {"w": "why"})) == "changed a, b, c and 2 more and left w (why)"
+
+
 # Names
 
 
@@ -101,9 +160,9 @@ def test_repeated_and_missing_names() -> None:
     model = fork()
     for node in model.graph.node:
         node.name = "same"
-    assert NameNodes().run(model).changes == 3
+    assert NameNodes().run(model).changed == ("Conv_0", "Conv_1", "Conv_2")
     assert [node.name for node in model.graph.node] == ["Conv_0", "Conv_1", "Conv_2"]
-    assert NameNodes().run(model).changes == 0
+    assert NameNodes().run(model) == PassResult()
 
 
 # Weights
@@ -248,7 +307,7 @@ def test_what_nobody_read_before_stays() -> None:
     assert "unused" in stored(emitted)
     assert [node.name for node in emitted.graph.node][-1] == "dead"
     draft = copy_of(model)
-    assert RemoveOrphans(Emission(traced, prune(model, {})[1])).run(draft).changes == 0
+    assert RemoveOrphans(Emission(traced, prune(model, {})[1])).run(draft) == PassResult()
     assert draft == model
 
 
@@ -327,9 +386,9 @@ def test_initializers_that_are_declared_as_inputs(opset: int) -> None:
         assert [d.dim_value for d in value.type.tensor_type.shape.dim] == list(stored(emitted)[value.name].shape)
 
 
-def test_prune_weights_counts_edits() -> None:
+def test_a_plan_that_prunes_nothing_edits_no_weight() -> None:
     model = fork()
-    assert PruneWeights(Views(emission(model, {}))).run(copy_of(model)).changes == 0
+    assert PruneWeights(Views(emission(model, {}))).run(copy_of(model)) == PassResult()
 
 
 def test_trace_of_the_emitted_model_agrees() -> None:

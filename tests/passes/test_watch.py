@@ -98,10 +98,28 @@ def test_the_pass_that_breaks_the_draft_is_named(monkeypatch, capfd, tmp_path, c
     with pytest.raises(ModelError) as error:
         prune(wide(), masks=MASKS, bench_seconds=0, verify_each=True)
     assert words in str(error.value) and "\n" not in str(error.value)
+    assert f"; {words.split()[2].rstrip(':')} changed " in str(error.value)
     write(wide(), tmp_path / "in.onnx")
     arguments = [str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--bench-seconds", "0", "--verify-each"]
     assert main([*arguments, "--ratio", "0.5"]) == 1
     assert words in capfd.readouterr().err and os.listdir(tmp_path) == ["in.onnx"]
+
+
+def test_the_message_tells_what_the_passes_of_the_step_did(monkeypatch) -> None:
+    sound = passes.RefreshShapes.run
+
+    def unsound(self, draft):
+        breaks("shapes", draft)
+        return sound(self, draft)
+
+    model = with_declared_shapes(wide())
+    plan = planned(model)
+    monkeypatch.setattr("ucpe_onnx.passes.RefreshShapes.run", unsound)
+    with pytest.raises(ModelError) as error:
+        emit(model, trace(model), plan, Watch(verify=True))
+    account = str(error.value).split("; ")[1:]
+    assert [part.split()[0] for part in account] == list(PASS_NAMES[1:6])
+    assert account[1] == "adapt-nodes changed nothing"
 
 
 def test_off_by_default(monkeypatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from ucpe_onnx.errors import EXIT_FAILED, UcpeError, UsageError
+from ucpe_onnx.flags import TakesFlags
 from ucpe_onnx.model.files import check_writable, write_text
 from ucpe_onnx.version import __version__
 
@@ -26,6 +27,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-v", "--verbose", action="store_true", help="tell more")
     group.add_argument("-q", "--quiet", action="store_true", help="tell nothing but errors")
     group.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def add_json(to: TakesFlags, help: str) -> None:
+    """Add the flag for the account that programs read; see :func:`write_json`."""
+    to.add_argument("--json", metavar="FILE|-", help=help)
+
+
+def add_config(to: TakesFlags, help: str) -> None:
+    """Add the flag for a file of flags; see :func:`ucpe_onnx.commands.config.apply_config`."""
+    to.add_argument("--config", type=Path, metavar="FILE.toml", help=help)
 
 
 def make_console(*, stderr: bool = False) -> Console:

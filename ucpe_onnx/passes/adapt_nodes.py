@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ from ucpe_onnx.passes.views import Views
 class AdaptNodes:
     """Run the rewrites that operator rules have registered, on nodes that touch a changed axis."""
 
+    name: ClassVar[str] = "adapt-nodes"
+
     views: Views
-    name: str = "adapt-nodes"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Edit the nodes in place; new shape constants become initializers."""
@@ -33,14 +34,14 @@ class AdaptNodes:
         changed = {tensor for tensor, _ in emission.layouts if isinstance(tensor, str)}
         taken = tensor_names(draft.graph)
         before: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        changes = 0
+        changed_nodes = []
         for index, rewrite in emission.trace.rewrites.items():
             node = graph.nodes[index]
             if index in self.views.running and changed.intersection((*node.inputs, *node.outputs, *rewrite.sources)):
                 rewrite.adapt(DraftEdit(emission.layout, draft, draft.graph.node[index], taken, before[node.name]))
-                changes += 1
+                changed_nodes.append(node.name)
         insert_before(draft, before)
-        return PassResult(changes)
+        return PassResult(tuple(changed_nodes))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -18,12 +19,12 @@ class DeclareConstants:
     The alternative, declaring them as inputs, would change the model's interface.
     """
 
-    name: str = "declare-constants"
+    name: ClassVar[str] = "declare-constants"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Move undeclared initializers to the front of the graph, as nodes."""
         if draft.ir_version >= 4:
-            return PassResult(0)
+            return PassResult()
         declared = {value.name for value in draft.graph.input}
         undeclared = [tensor for tensor in draft.graph.initializer if tensor.name not in declared]
         opset = max((o.version for o in draft.opset_import if o.domain in ("", "ai.onnx")), default=1)
@@ -33,7 +34,7 @@ class DeclareConstants:
         if constants:
             _replace(draft.graph.initializer, kept)
             _replace(draft.graph.node, nodes)
-        return PassResult(len(undeclared))
+        return PassResult(tuple(tensor.name for tensor in undeclared))
 
 
 def _as_nodes(tensor: onnx.TensorProto, opset: int) -> list[onnx.NodeProto]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import onnx
 
@@ -21,35 +23,57 @@ from ucpe_onnx.passes.views import Views
 from ucpe_onnx.passes.watch import Watch
 from ucpe_onnx.plan import Plan
 
-PASS_NAMES = (
-    NameNodes.name,
-    PruneWeights.name,
-    AdaptNodes.name,
-    RouteChannels.name,
-    FixLengths.name,
-    RefreshShapes.name,
-    RemoveOrphans.name,
-    DeclareConstants.name,
+
+@dataclass(frozen=True)
+class Work:
+    """What the passes of one emission are made of; what several of them need is worked out once.
+
+    Attributes:
+        emission: trace, plan and layouts.
+    """
+
+    emission: Emission
+
+    @cached_property
+    def views(self) -> Views:
+        """Which parts of which tensors are made."""
+        return Views(self.emission)
+
+    @cached_property
+    def weights(self) -> PruneWeights:
+        """The pass that replaces weights, which others ask for their names."""
+        return PruneWeights(self.views)
+
+
+STEPS: tuple[tuple[tuple[type[Pass], Callable[[Work], Pass]], ...], ...] = (
+    ((NameNodes, lambda work: NameNodes()),),
+    (
+        (PruneWeights, lambda work: work.weights),
+        (AdaptNodes, lambda work: AdaptNodes(work.views)),
+        (RouteChannels, lambda work: RouteChannels(work.views, work.weights.replaced)),
+        (FixLengths, lambda work: FixLengths(work.emission)),
+        (RefreshShapes, lambda work: RefreshShapes(work.emission)),
+    ),
+    ((RemoveOrphans, lambda work: RemoveOrphans(work.emission)),),
+    ((DeclareConstants, lambda work: DeclareConstants()),),
 )
+"""The passes that emit a model, in order, step by step, and how each is made.
+
+After each step, though not within it, the draft is a valid model. The passes up to AdaptNodes address nodes by their
+index in the input graph, which inserted nodes change; the others by their names.
+"""
+
+PASS_NAMES = tuple(kind.name for step in STEPS for kind, _ in step)
 """The passes in their order, for those who have no emission yet."""
 
 
 def emission_steps(emission: Emission) -> tuple[tuple[Pass, ...], ...]:
-    """The passes that emit a model, in order; after each step, though not within it, the draft is a valid model.
+    """The passes that emit a model, see :data:`STEPS`."""
+    return _made(Work(emission))
 
-    The passes up to AdaptNodes address nodes by their index in the input graph, which inserted nodes change; the
-    others by their names.
-    """
-    views = Views(emission)
-    weights = PruneWeights(views)
-    rewrite = (
-        weights,
-        AdaptNodes(views),
-        RouteChannels(views, weights.replaced),
-        FixLengths(emission),
-        RefreshShapes(emission),
-    )
-    return ((NameNodes(),), rewrite, (RemoveOrphans(emission),), (DeclareConstants(),))
+
+def _made(work: Work) -> tuple[tuple[Pass, ...], ...]:
+    return tuple(tuple(make(work) for _, make in step) for step in STEPS)
 
 
 def emission_passes(emission: Emission) -> tuple[Pass, ...]:
@@ -77,9 +101,9 @@ def emit(model: onnx.ModelProto, trace: Trace, plan: Plan, watch: Watch | None =
         ModelError: the watch found that a pass broke the draft.
     """
     watch = watch or Watch()
-    steps = emission_steps(Emission(trace, plan))
-    watched = watch.verify or watch.dump_after
-    replaced = {name for one in chain(*steps) if isinstance(one, PruneWeights) for name in one.replaced}
+    work = Work(Emission(trace, plan))
+    steps = _made(work)
+    watched, replaced = watch.verify or watch.dump_after, work.weights.replaced
     hollow = [] if watched else [i for i, tensor in enumerate(model.graph.initializer) if tensor.name in replaced]
     draft = copy_model(model, hollow)
     for step in steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -19,14 +20,15 @@ class FixLengths:
     What rules adapt has been replaced by then; the rest keeps the value that it has in the input model.
     """
 
+    name: ClassVar[str] = "fix-lengths"
+
     emission: Emission
-    name: str = "fix-lengths"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Rewire the inputs of nodes that are not constant themselves."""
         constants = self.emission.trace.graph.constants
         if not self.emission.layouts or not constants.measured:
-            return PassResult(0)
+            return PassResult()
         taken = tensor_names(draft.graph)
         fixed: dict[str, str] = {}
         for node in draft.graph.node:
@@ -39,4 +41,4 @@ class FixLengths:
                         value = np.asarray(constants.value(name))
                         draft.graph.initializer.append(numpy_helper.from_array(value, fixed[name]))
                     node.input[index] = fixed[name]
-        return PassResult(len(fixed))
+        return PassResult(tuple(fixed))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -14,6 +14,9 @@ from ucpe_onnx.analysis.layout import segment_layouts
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.plan import Plan
+
+_SHOWN = 3
+"""Names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -48,42 +51,60 @@ class Emission:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did.
+    """What a pass did, and what it left alone.
 
     Attributes:
-        changes: number of nodes, initializers or values that it changed.
+        changed: names of the nodes, initializers and values that it changed, added or removed.
+        skipped: why it left others as they are that it could have changed, by name.
     """
 
-    changes: int
+    changed: tuple[str, ...] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """What follows on the pass's name in a sentence."""
+        left = [f"{name} ({reason})" for name, reason in self.skipped.items()]
+        return f"changed {_first(self.changed) or 'nothing'}" + (f" and left {_first(left)}" if left else "")
+
+
+def _first(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 class Pass(Protocol):
-    """One step of the rewrite. Implementations are frozen dataclasses; their fields are their options."""
+    """One step of the rewrite. Implementations are frozen dataclasses; their fields are their options.
 
-    @property
-    def name(self) -> str:
-        """Short name, as ``--verify-each`` and logs show it."""
+    Attributes:
+        name: short name of the class, by which ``--verify-each`` and ``--dump-after`` know it.
+    """
+
+    name: ClassVar[str]
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Change the draft in place."""
 
 
+Observer: TypeAlias = Callable[[Pass, Mapping[str, PassResult], onnx.ModelProto], None]
+"""Called with each pass that has run, what it and those before it did by their names, and the draft."""
+
+
 def run_passes(
-    draft: onnx.ModelProto, passes: Sequence[Pass], observe: Callable[[Pass, onnx.ModelProto], None] | None = None
+    draft: onnx.ModelProto, passes: Sequence[Pass], observe: Observer | None = None
 ) -> dict[str, PassResult]:
     """Run passes in order.
 
     Args:
         draft: the model, changed in place.
         passes: what to run.
-        observe: called after each pass with the pass and the draft.
+        observe: called after each pass.
 
     Returns:
         What each did, by its name.
     """
-    results = {}
+    results: dict[str, PassResult] = {}
     for step in passes:
         results[step.name] = step.run(draft)
         if observe is not None:
-            observe(step, draft)
+            observe(step, results, draft)
     return results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx
 
@@ -14,13 +15,13 @@ from ucpe_onnx.passes.infra import PassResult
 class NameNodes:
     """Name nodes that have no name or share one; see :func:`ucpe_onnx.model.naming.node_names`."""
 
-    name: str = "name-nodes"
+    name: ClassVar[str] = "name-nodes"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Set the names."""
-        changes = 0
+        changed = []
         for node, name in zip(draft.graph.node, node_names(draft.graph.node), strict=True):
             if node.name != name:
                 node.name = name
-                changes += 1
-        return PassResult(changes)
+                changed.append(name)
+        return PassResult(tuple(changed))

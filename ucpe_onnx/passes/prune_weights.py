@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,9 @@ class PruneWeights:
     reads too, stays for those and gets edited copies for the others.
     """
 
+    name: ClassVar[str] = "prune-weights"
+
     views: Views
-    name: str = "prune-weights"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Edit initializers and the node inputs that refer to copies."""
@@ -42,31 +44,42 @@ class PruneWeights:
         for value_info in (*draft.graph.input, *draft.graph.value_info):
             declarations[value_info.name].append(value_info)
         taken = tensor_names(draft.graph)
+        changed = []
         for name, variants in self._by_tensor.items():
             for edit, group in variants.items():
                 original = np.asarray(graph.value(name))
                 value = edit.apply(original, zero_value(graph, group[0], original.ndim))
                 if name in self.replaced:
+                    changed.append(name)
                     _replace(stored[name], value)
                     for declared in declarations[name]:
                         _declare(declared, value.shape)
                     continue
                 copy = fresh_name(f"{name}_pruned", taken)
+                changed.append(copy)
                 draft.graph.initializer.append(numpy_helper.from_array(value, copy))
                 for node, position in group:
                     draft.graph.node[node].input[position] = copy
-        return PassResult(sum(len(group) for variants in self._by_tensor.values() for group in variants.values()))
+        copied = (name for name in self._by_tensor if name in stored and name not in self.replaced)
+        return PassResult(tuple(changed), {name: self._why_copied(name) for name in copied})
 
     @cached_property
     def replaced(self) -> frozenset[str]:
         """The initializers that get another value in their place: all of their uses need the same."""
-        graph = self.views.emission.trace.graph
-        stored = {tensor.name for tensor in graph.model.graph.initializer} - graph.captured - set(graph.outputs)
-        return frozenset(
-            name
-            for name, variants in self._by_tensor.items()
-            if name in stored and [len(group) for group in variants.values()] == [len(graph.readers[name])]
-        )
+        stored = {tensor.name for tensor in self.views.emission.trace.graph.model.graph.initializer}
+        return frozenset(name for name in self._by_tensor if name in stored and not self._why_copied(name))
+
+    def _why_copied(self, name: str) -> str:
+        """Why a constant stays as it is while its readers get copies; empty if it needn't."""
+        graph, variants = self.views.emission.trace.graph, self._by_tensor[name]
+        if name in graph.captured:
+            return "a subgraph reads it too"
+        if name in graph.outputs:
+            return "it is an output of the graph too"
+        if len(variants) > 1:
+            return "its readers need different parts of it"
+        uses = sum(len(group) for group in variants.values())
+        return "" if uses == len(graph.readers[name]) else "something else reads it whole"
 
     @cached_property
     def _by_tensor(self) -> Mapping[str, Mapping[Edit, list[Use]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx
 
@@ -15,8 +16,9 @@ from ucpe_onnx.passes.infra import Emission, PassResult
 class RefreshShapes:
     """Write the emitted lengths into ``value_info``. Graph inputs and outputs never change."""
 
+    name: ClassVar[str] = "refresh-shapes"
+
     emission: Emission
-    name: str = "refresh-shapes"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Edit the value infos of changed tensors in place."""
@@ -26,14 +28,16 @@ class RefreshShapes:
                 sizes[tensor][axis] = int(layout.size)
         for tensor, dims in _codec_outputs(draft):
             sizes[tensor].update(enumerate(dims))
-        changes = 0
+        changed, skipped = {}, {}
         for value in draft.graph.value_info:
+            dims = value.type.tensor_type.shape.dim
             for axis, size in sizes.get(value.name, {}).items():
-                dims = value.type.tensor_type.shape.dim
-                if axis < len(dims):
+                if axis >= len(dims):
+                    skipped[value.name] = f"it is declared with {len(dims)} axes"
+                elif dims[axis].dim_value != size:
                     dims[axis].dim_value = size
-                    changes += 1
-        return PassResult(changes)
+                    changed[value.name] = size
+        return PassResult(tuple(changed), skipped)
 
 
 def _codec_outputs(draft: onnx.ModelProto) -> Iterator[tuple[str, Sequence[int]]]:

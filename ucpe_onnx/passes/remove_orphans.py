@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import MutableSequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx
 
@@ -18,8 +19,9 @@ class RemoveOrphans:
     What nothing read in the input model is the user's own and stays.
     """
 
+    name: ClassVar[str] = "remove-orphans"
+
     emission: Emission
-    name: str = "remove-orphans"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Delete orphaned initializers and, upwards from them, orphaned nodes."""
@@ -37,18 +39,21 @@ class RemoveOrphans:
                     readers[name] -= 1
                     if name in was_read and not readers[name]:
                         orphans.add(name)
-        changes = len(gone)
+        removed = [draft.graph.node[index].name for index in sorted(gone)]
+        skipped = {}
         for index in sorted(gone, reverse=True):
             del draft.graph.node[index]
         declared = {value.name for value in draft.graph.input}
         for index in range(len(draft.graph.initializer) - 1, -1, -1):
             name = draft.graph.initializer[index].name
-            if name in orphans and name not in declared:
+            if name in orphans and name in declared:
+                skipped[name] = "it is an input of the graph too, which callers know"
+            elif name in orphans:
                 del draft.graph.initializer[index]
-                changes += 1
+                removed.append(name)
         orphans -= {name for node in draft.graph.node for name in node.output}
         _forget(draft.graph.value_info, orphans)
-        return PassResult(changes)
+        return PassResult(tuple(removed), skipped)
 
 
 def _forget(values: MutableSequence[onnx.ValueInfoProto], names: set[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import onnx
 
@@ -22,13 +23,14 @@ class RouteChannels:
     keeps its name, so that whatever is not part of this goes on as before.
     """
 
+    name: ClassVar[str] = "route-channels"
+
     views: Views
     replaced: frozenset[str] = frozenset()
-    name: str = "route-channels"
 
     def run(self, draft: onnx.ModelProto) -> PassResult:
         """Insert nodes, rewire the consumers' data inputs, and drop the nodes whose work parts do."""
-        return PassResult(_Routing(self.views, NodeMaker(self.views, draft, self.replaced), draft).run())
+        return PassResult(tuple(_Routing(self.views, NodeMaker(self.views, draft, self.replaced), draft).run()))
 
 
 @dataclass
@@ -51,8 +53,8 @@ class _Routing:
     joined: dict[tuple[str, tuple[Part, ...]], str] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
 
-    def run(self) -> int:
-        """Rewrite the draft; the number of nodes that were added or dropped."""
+    def run(self) -> list[str]:
+        """Rewrite the draft; the names of the nodes that were added or dropped."""
         graph = self.views.emission.trace.graph
         drafted = {node.name: node for node in self.draft.graph.node}
         known = {node.name for node in graph.nodes}
@@ -65,21 +67,21 @@ class _Routing:
                 waiting.append(node)  # an earlier pass has put it in front of the next one
         for tensor in graph.inputs:
             self._select(tensor)
-        changes = len(self.nodes)
+        changed = [node.name for node in self.nodes]
         for node in graph.nodes:
             if node.index in self.views.running:
                 self._reroute(node, drafted[node.name])
                 self.nodes += [*inserted[node.name], drafted[node.name]]
             else:
-                changes += 1
+                changed.append(node.name)
             before = len(self.nodes)
             self._make_parts(node)
-            changes += len(self.nodes) - before
-        if changes:
+            changed += [made.name for made in self.nodes[before:]]
+        if changed:
             copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in self.nodes]
             del self.draft.graph.node[:]
             self.draft.graph.node.extend(copies)
-        return changes
+        return changed
 
     def _name(self, tensor: str, part: Part) -> str:
         return self.names.get((tensor, part), tensor) if part is None else self.names[tensor, part]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import onnx
 
+from ucpe_onnx.errors import ModelError
 from ucpe_onnx.model.files import check_model, save_model
-from ucpe_onnx.passes.infra import Pass
-
-Observer: TypeAlias = Callable[[Pass, onnx.ModelProto], None]
-"""Called with each pass that has run, and the draft."""
+from ucpe_onnx.passes.infra import Observer, Pass, PassResult
 
 ALL = "all"
 """In place of a name: every pass."""
@@ -47,17 +44,19 @@ class Watch:
         if not self.verify and not self.dump_after:
             return None
 
-        def look(done: Pass, draft: onnx.ModelProto) -> None:
+        def look(done: Pass, results: Mapping[str, PassResult], draft: onnx.ModelProto) -> None:
             if self.dump_beside is not None and self.dump_after & {done.name, ALL}:
                 save_model(draft, dump_path(self.dump_beside, done.name))
             if self.verify:
-                self._check(draft, step, done, last)
+                self._check(draft, step, results, last)
 
         return look
 
-    def _check(self, draft: onnx.ModelProto, step: Sequence[Pass], done: Pass, last: bool) -> None:
-        """Raise ModelError if the checker refuses the draft."""
-        complete = done is step[-1]
+    def _check(
+        self, draft: onnx.ModelProto, step: Sequence[Pass], results: Mapping[str, PassResult], last: bool
+    ) -> None:
+        """Raise ModelError if the checker refuses the draft, and tell what the passes did that may be to blame."""
+        complete, done = len(results) == len(step), step[len(results) - 1]
         where = f"--verify-each: after pass {done.name}"
         if complete and len(step) > 1:
             where += f" (with {', '.join(other.name for other in step[:-1])})"
@@ -66,7 +65,12 @@ class Watch:
             subject = onnx.ModelProto()
             subject.CopyFrom(draft)
             subject.ir_version = 4
-        check_model(subject, where, shapes=complete)
+        try:
+            check_model(subject, where, shapes=complete)
+        except ModelError as error:
+            accused = results.items() if complete else [(done.name, results[done.name])]
+            did = "; ".join(f"{name} {result}" for name, result in accused)
+            raise ModelError(f"{error}; {did}") from error
 
 
 def dump_path(output: Path, name: str) -> Path:
