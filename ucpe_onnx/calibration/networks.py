@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.calibration.chain import Chain
 from ucpe_onnx.calibration.fit import Work
 from ucpe_onnx.planning.kernels import Amounts
@@ -51,11 +52,10 @@ _FAMILIES = {
 
 _SELECTIONS = ("Gather", "Slice")
 
-_OTHER_NAMES = {
+_OTHER_NAMES = {op.name: op.float_form for op in LAYER_OPS.values() if not op.linear} | {
     "FusedConv": "Conv",
     "QLinearAdd": "Add",
     "QLinearConcat": "Concat",
-    "QLinearConv": "Conv",
     "QLinearSigmoid": "Sigmoid",
 }
 

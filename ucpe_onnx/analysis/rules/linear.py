@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import LAYER_OPS, Kind, LayerOp
 from ucpe_onnx.analysis.rules.common import broadcast_axis
@@ -15,7 +17,7 @@ def gemm(tracer: Tracer, node: Node) -> None:
     Of integers, scale and zero point of B may have one entry per column.
     """
     op = LAYER_OPS[node.op_type]
-    if not _scales_fit(tracer, node, op):
+    if not _scales_fit(tracer, node, op, op.weight_coding.inputs):
         return
     data, out = tracer.operand(node, op.data), node.outputs[0]
     weight = tracer.operand(node, op.weight)
@@ -27,7 +29,7 @@ def gemm(tracer: Tracer, node: Node) -> None:
     reads, makes = op.weight_axes(node.attributes)
     tracer.link((data, row), (out, 0), node)
     tracer.consume(tracer.weight_use(node, (data, read), op.weight, reads))
-    followers: list[AxisKey] = [(weight, makes), *_per_column(tracer, node, op)]
+    followers: list[AxisKey] = [(weight, makes), *_per_column(tracer, node, op.weight_coding.inputs)]
     if bias is not None:
         dims = tracer.dims(bias) or ()
         if dims and dims[-1] != 1:
@@ -44,14 +46,14 @@ def product(tracer: Tracer, node: Node) -> None:
     read where there are scales.
     """
     op = LAYER_OPS[node.op_type]
-    if not _scales_fit(tracer, node, op):
+    if not _scales_fit(tracer, node, op, op.followers):
         return
     left, right = tracer.operand(node, op.data), tracer.operand(node, op.weight)
     out = node.outputs[0]
     ranks = [None if key is None else tracer.rank(key) for key in (left, right)]
     coded = any(tracer.operand(node, index) is not None for index in op.scalars)
     if isinstance(left, str) and isinstance(right, tuple) and ranks[1] == 2 and (ranks[0] or 0) >= 2:
-        _with_matrix(tracer, node, left, op.weight, _per_column(tracer, node, op))
+        _with_matrix(tracer, node, left, op.weight, _per_column(tracer, node, op.followers))
     elif isinstance(left, tuple) and isinstance(right, str) and ranks[0] == 2 and (ranks[1] or 0) >= 2 and not coded:
         _with_matrix(tracer, node, right, op.data, [])
     elif isinstance(left, str) and isinstance(right, str) and ranks[0] and ranks[1] and tracer.rank(out):
@@ -76,19 +78,19 @@ def _with_matrix(tracer: Tracer, node: Node, data: str, weight_input: int, per_c
     tracer.produce(made, (made.constant, makes), *per_column)
 
 
-def _scales_fit(tracer: Tracer, node: Node, op: LayerOp) -> bool:
-    """Whether data and output have one scale and zero point each, the weight constant ones; else freeze the node."""
+def _scales_fit(tracer: Tracer, node: Node, op: LayerOp, columns: Sequence[int]) -> bool:
+    """Whether data and output have one scale and zero point each, and the columns constant ones; else it is frozen."""
     scalars = [key for index in op.scalars if (key := tracer.operand(node, index)) is not None]
-    columns = [tracer.operand(node, index) for index in op.weight_coding.inputs]
-    if all(tracer.dims(key) in ((), (1,)) for key in scalars) and not any(isinstance(key, str) for key in columns):
+    computed = any(isinstance(tracer.operand(node, index), str) for index in columns)
+    if not computed and all(tracer.dims(key) in ((), (1,)) for key in scalars):
         return True
     tracer.freeze_node(node, f"scales of an unsupported form: {node.op_type} at {node.name}")
     return False
 
 
-def _per_column(tracer: Tracer, node: Node, op: LayerOp) -> list[AxisKey]:
-    """The axes of the weight's scale and zero point that have one entry per column of the output."""
-    keys = [key for index in op.weight_coding.inputs if (key := tracer.operand(node, index)) is not None]
+def _per_column(tracer: Tracer, node: Node, columns: Sequence[int]) -> list[AxisKey]:
+    """The axes of those inputs that have one entry per column of the output, and not one for all."""
+    keys = [key for index in columns if (key := tracer.operand(node, index)) is not None]
     return [(key, 0) for key in keys if tracer.rank(key) == 1 and tracer.size((key, 0)) != 1]
 
 
