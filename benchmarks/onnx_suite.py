@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.suites.comparing import differences, run_model
+from tests.comparing import differences, run_model
 from tests.suites.isolated import DiedError, Isolated
 from tests.suites.light_models import NAMES, light_model
 from tests.suites.onnx_cases import KINDS, VARIANTS, load_cases

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from tests.builders import Array, Net, assert_equal_outputs, run
+from tests.builders import Array, Masked, Net, assert_equal_outputs, run
 from tests.models_small import write
 from ucpe_onnx import DataError, MaskError, Result, masked_model, prune
 from ucpe_onnx.analysis.trace import trace
@@ -86,7 +86,7 @@ def test_not_unless_asked_for():
         result = pruned(model, **options)
         assert result.report.compensation is None and not result.plan.weights
         assert "weights" not in result.plan.to_dict()
-        assert_equal_outputs(result.model, masked_model(model, result.plan.masks()), {"x": images(4)})
+        Masked(model, result.plan.masks(), {"x": images(4)}).check(result.model)
 
 
 def test_not_where_nothing_goes():

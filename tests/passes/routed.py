@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import onnx
 
-from tests.builders import assert_equal_outputs, feeds_for, masks_for
+from tests.builders import Masked, masks_for
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.checks import check_plan
@@ -57,8 +56,7 @@ def routed(
     traced = trace(model)
     plan = split_plan(traced, kept, lowerings, blocks)
     emitted = emit(model, traced, plan)
-    onnx.checker.check_model(emitted, full_check=True)
-    assert_equal_outputs(emitted, masked_model(model, plan.masks()), feeds_for(model), optimise=optimise)
+    Masked(model, plan.masks(), optimise=optimise).check(emitted)
     return emitted
 
 

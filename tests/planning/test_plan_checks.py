@@ -8,10 +8,9 @@ from typing import Any
 import onnx
 import pytest
 
-from tests.builders import Net, assert_equal_outputs, feeds_for, prune
+from tests.builders import Masked, Net, prune
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.errors import MaskError
-from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.checks import check_plan
@@ -60,8 +59,7 @@ def test_read_may_be_left_out(kind: str, read: tuple[int, ...]) -> None:
     plan = check_plan(Plan.from_dict(raw), TRACE, "")
     assert set(plan.consumers["b"].read) == set(read)
     emitted = emit(MODEL, TRACE, plan)
-    onnx.checker.check_model(emitted, full_check=True)
-    assert_equal_outputs(emitted, masked_model(MODEL, plan.masks()), feeds_for(MODEL))
+    Masked(MODEL, plan.masks()).check(emitted)
 
 
 def test_slice_without_read_takes_what_lies_between() -> None:
@@ -198,8 +196,7 @@ def test_blocks_by_hand(kinds: tuple[str, str]) -> None:
     checked = check_plan(plan, TRACE, "")
     assert [set(checked.consumers[name].read) for name in "bc"] == [{0, 3, 5}, {3, 5, 7}]
     emitted = emit(MODEL, TRACE, checked)
-    onnx.checker.check_model(emitted, full_check=True)
-    assert_equal_outputs(emitted, masked_model(MODEL, checked.masks()), feeds_for(MODEL))
+    Masked(MODEL, checked.masks()).check(emitted)
 
 
 def test_groups_of_a_convolution_stay_equally_wide() -> None:

@@ -8,15 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.builders import Net
+from tests.builders import Masked, Net
 from ucpe_onnx.analysis.trace import trace
-from ucpe_onnx.masked import masked_model
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning.make import Settings, make_plan
 from ucpe_onnx.runtime.random_feeds import random_feeds
-from ucpe_onnx.runtime.session import RunOptions
 from ucpe_onnx.runtime.target import TARGETS
-from ucpe_onnx.runtime.verify import verify
 from ucpe_onnx.samples.inputs import input_specs
 
 SETTINGS = Settings(target=TARGETS["avx512"])
@@ -59,8 +56,9 @@ def test_maps_get_uneven_widths_where_that_is_predicted_to_pay(pooled: bool) -> 
     assert pooled <= (widths[0] % 16 == 0), "pools stay in the blocked layout"
     assert auto.predicted_us < gather.predicted_us
     assert {"gather"} <= set(shared.lowerings.values()) <= {"gather", "slice", "union", "direct"}
-    feeds = [random_feeds(input_specs(model), seed) for seed in range(2)]
-    verify(emit(model, traced, auto), masked_model(model, masks), feeds, RunOptions()).raise_if_failed("uneven")
+    Masked(model, masks, *(random_feeds(input_specs(model), seed) for seed in range(2))).check(
+        emit(model, traced, auto)
+    )
 
 
 def test_other_targets_keep_widths_that_run_well() -> None:

@@ -9,6 +9,7 @@ import onnx
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, NotImplemented, RuntimeException
 
 from tests.builders import run
+from tests.comparing import differences
 
 _INTEGER_OPERATORS = (
     "QuantizeLinear",
@@ -36,10 +37,7 @@ def runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, optimise: b
 
 def close(got: list[np.ndarray], wanted: list[np.ndarray]) -> bool:
     assert [value.shape for value in got] == [value.shape for value in wanted]
-    return all(
-        np.abs(a.astype(np.float64) - b).max(initial=0.0) <= 1e-4 * max(1.0, np.abs(b).max(initial=0.0))
-        for a, b in zip(got, wanted, strict=True)
-    )
+    return not differences(got, wanted, strict=True)
 
 
 def is_steady(

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.builders import Net, assert_equal_outputs, feeds_for
+from tests.builders import Masked, Net, feeds_for
 from tests.models_small import latency
-from ucpe_onnx import masked_model, prune
+from ucpe_onnx import prune
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.model.offload import Offload
 from ucpe_onnx.options import Options
@@ -75,7 +75,7 @@ def test_the_alternative_that_is_measured_to_be_faster_is_taken(job) -> None:
     taken = [step.lowering for step in steps if step.taken]
     assert taken == [list(first)[1], list(second)[1]]
     emitted = emit(tuner.model, tuner.traced, tuned)
-    assert_equal_outputs(emitted, masked_model(tuner.model, masks()), feeds_for(tuner.model))
+    Masked(tuner.model, masks()).check(emitted)
     assert second[""].SerializeToString() == first[taken[0]].SerializeToString(), (
         "what was taken stays for the next one"
     )

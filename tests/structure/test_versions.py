@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from tests.builders import Net
+from tests.comparing import newest_versions
 from tests.structure.checking import check
-from tests.suites.comparing import newest_versions
 
 OPSETS = range(7, onnx.defs.onnx_opset_version() + 1)
 IR_VERSIONS = range(3, onnx.IR_VERSION + 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx
 
-from tests.suites.comparing import differences, run_model
+from tests.comparing import differences, run_model
 from ucpe_onnx import Plan, load_model, masked_model
 from ucpe_onnx.cli import main
 from ucpe_onnx.model.naming import node_names

@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.backend.test import loader
 
-from tests.suites.comparing import newest_versions
+from tests.comparing import newest_versions
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted")
 

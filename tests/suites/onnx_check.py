@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tests.suites.comparing import Feed, differences, run_model
+from tests.comparing import Feed, differences, run_model
 from tests.suites.onnx_cases import Case
 from ucpe_onnx import DataError, UcpeError, VerificationError, masked_model, prune
 from ucpe_onnx.analysis.trace import Trace, trace

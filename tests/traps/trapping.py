@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tests.builders import Net, assert_equal_outputs, feeds_for, masks_for
+from tests.builders import Masked, Net, masks_for
 from tests.suites.onnx_check import weights
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning.lower import LOWERING_RULES
@@ -68,12 +67,11 @@ def width(model: onnx.ModelProto, name: str, axis: int = 0) -> int:
 def _check(
     model: onnx.ModelProto, traced: Trace, masks: Mapping[str, Mask], target: Target
 ) -> dict[str, onnx.ModelProto]:
-    reference, feeds = masked_model(model, masks), feeds_for(model)
+    masked = Masked(model, masks)
     found = {}
     for lowering in LOWERING_RULES:
         emitted = emit(model, traced, make_plan(traced, masks, Settings(target=target, lowering=lowering)))
-        onnx.checker.check_model(emitted, full_check=True)
-        assert_equal_outputs(emitted, reference, feeds)
+        masked.check(emitted, lowering)
         assert weights(emitted) < weights(model), f"nothing was pruned with {lowering}"
         if lowering in UNDIVIDED:
             found[lowering] = emitted

@@ -8,9 +8,8 @@ from onnx import TensorProto
 
 from tests.analysis.operator_cases import PLAIN
 from tests.analysis.rules.cases import checked, made_by
-from tests.builders import Net, assert_equal_outputs, check_emission, prune
+from tests.builders import Masked, Net, check_emission, prune
 from ucpe_onnx.analysis.trace import trace
-from ucpe_onnx.masked import masked_model
 
 # Grouped convolutions
 
@@ -123,8 +122,7 @@ def test_slice_in_front_of_a_reader_of_an_axis_without_length() -> None:
     b = net.conv_with(z, net.weight(net.normal(2, 16, 1, 1)), name="b")
     model = net.output(a, b).model()
     _, plan, emitted = prune(model, {"a": [7, 8]}, target=PLAIN, lowering="slice")
-    feeds = {"x": net.normal(1, 16, 1, 1)}
-    assert_equal_outputs(emitted, masked_model(model, plan.masks()), feeds)
+    Masked(model, plan.masks(), {"x": net.normal(1, 16, 1, 1)}).check(emitted)
 
 
 def test_rearranged_output_leaves_the_rest_to_go() -> None:

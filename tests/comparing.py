@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ Feed = Mapping[str, Any]
 
 
 def run_model(model: onnx.ModelProto, feed: Feed, *, optimise: bool = True) -> list[Any]:
-    """Run a model once in onnxruntime on one thread."""
+    """Run a model once in onnxruntime, on one thread of the CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -43,43 +44,67 @@ def _loads(opset: int, ir_version: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class _Tolerance:
+    """See ``differences``."""
+
+    rtol: float | None
+    atol: float | None
+    strict: bool
+
+
 def differences(
-    found: Sequence[Any], wanted: Sequence[Any], *, rtol: float | None = None, atol: float | None = None
+    found: Sequence[Any],
+    wanted: Sequence[Any],
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    strict: bool = False,
 ) -> str:
     """What is different, or nothing.
 
-    Without tolerances the design's holds: 1e-4 of the largest value, or of 1; for float16 a hundred times as much.
+    Args:
+        found: outputs.
+        wanted: what they should be.
+        rtol: relative tolerance of single values; if None, the design's tolerance holds: 1e-4 of the largest value,
+            or of 1; for float16 a hundred times as much.
+        atol: absolute tolerance of single values.
+        strict: whether NaN and infinity equal nothing, and float16 gets no more than other types do.
     """
     if len(found) != len(wanted):
         return f"{len(found)} outputs instead of {len(wanted)}"
+    tolerance = _Tolerance(rtol, atol, strict)
     for index, (got, want) in enumerate(zip(found, wanted, strict=True)):
-        if problem := _difference(got, want, rtol, atol):
+        if problem := _difference(got, want, tolerance):
             return f"output {index}: {problem}"
     return ""
 
 
-def _difference(got: Any, want: Any, rtol: float | None, atol: float | None) -> str:
+def _difference(got: Any, want: Any, tolerance: _Tolerance) -> str:
     if isinstance(want, list | tuple):
-        return differences(got, want, rtol=rtol, atol=atol) if isinstance(got, list | tuple) else "no sequence"
+        return differences(got, want, **vars(tolerance)) if isinstance(got, list | tuple) else "no sequence"
     if want is None or got is None:
         return "" if want is got else "a value instead of none, or none instead of a value"
     got, want = np.asarray(got), np.asarray(want)
     if got.shape != want.shape or got.dtype != want.dtype:
         return f"{got.dtype}{list(got.shape)} instead of {want.dtype}{list(want.shape)}"
     if want.dtype.kind in "fc":
-        return _distance(got, want, rtol, atol)
+        return _distance(got, want, tolerance)
     return "" if np.array_equal(got, want) else "other values"
 
 
-def _distance(got: np.ndarray, want: np.ndarray, rtol: float | None, atol: float | None) -> str:
+def _distance(got: np.ndarray, want: np.ndarray, tolerance: _Tolerance) -> str:
     finite = np.isfinite(want)
+    if tolerance.strict and not finite.all():
+        return "NaN or infinity, which nothing can be held against"
     if not np.array_equal(got[~finite], want[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
         return "NaN or infinity at other places"
     kind = np.complex128 if want.dtype.kind == "c" else np.float64
     left, right = got[finite].astype(kind), want[finite].astype(kind)
     error = float(np.abs(left - right).max(initial=0.0))
-    if rtol is not None:
-        close = np.abs(left - right) <= (atol or 0.0) + rtol * np.abs(right)
+    if tolerance.rtol is not None:
+        close = np.abs(left - right) <= (tolerance.atol or 0.0) + tolerance.rtol * np.abs(right)
         return "" if close.all() else f"differs by {error:.3g}"
-    bound = (1e-2 if want.dtype == np.float16 else 1e-4) * max(1.0, float(np.abs(right).max(initial=0.0)))
+    share = 1e-2 if want.dtype == np.float16 and not tolerance.strict else 1e-4
+    bound = share * max(1.0, float(np.abs(right).max(initial=0.0)))
     return "" if error <= bound else f"differs by {error:.3g}, more than {bound:.3g}"
