@@ -36,7 +36,7 @@ def measured(monkeypatch):
     def decide(*ratios: float) -> None:
         left = list(ratios)
         monkeypatch.setattr(
-            "ucpe_onnx.run.trials.measure",
+            "ucpe_onnx.run.context.measure",
             lambda models, *_, **__: latency(left.pop(0) if len(left) > 1 else left[0], names=models),
         )
 
@@ -62,24 +62,27 @@ def test_faster_is_written(folder, measured, capsys):
     account = json.loads((folder / "j.json").read_text())
     assert account["written"] is True and account["faster"] is True and account["source"] == "in.onnx"
     out, err = capsys.readouterr()
-    assert out.endswith("wrote out.onnx\n") and "x0.800 (0.790 to 0.810)" in out and err == ""
+    assert out.endswith("wrote out.onnx, r.html, p.json, j.json\n") and "x0.800 (0.790 to 0.810)" in out and err == ""
     onnx.checker.check_model(onnx.load("out.onnx"), full_check=True)
 
 
 def test_what_has_lost_nothing_only_seems_faster(folder, measured, capsys):
     measured(0.8)
     assert main(["in.onnx", "out.onnx", "--ratio", "0", *ALL]) == 3
-    assert written(folder) == set() and "nothing could be removed" in capsys.readouterr().err
+    assert written(folder) == {"p.json", "r.html", "j.json"}
+    assert "nothing could be removed" in capsys.readouterr().err
+    assert json.loads((folder / "j.json").read_text())["latency"] is None, "there was nothing to measure"
 
 
 @pytest.mark.parametrize("ratio", [1.0, 1.2, 0.995])
 def test_not_faster_is_not_written(folder, measured, capsys, ratio):
     measured(ratio)
     assert main(["in.onnx", "out.onnx", *ALL]) == 3
-    assert written(folder) == set()
+    assert written(folder) == {"p.json", "r.html", "j.json"}, "what was found out is kept"
+    assert not json.loads((folder / "j.json").read_text())["written"]
     out, err = capsys.readouterr()
     assert len(err.splitlines()) == 1 and f"x{ratio:.3f}" in err and "in.onnx" in err
-    assert "nothing written: raise --ratio, or pass --allow-slower" in err
+    assert "out.onnx is not written: raise --ratio, or pass --allow-slower" in err
     assert "wrote" not in out and "verified on" in out
 
 
@@ -88,6 +91,30 @@ def test_not_faster_leaves_an_earlier_output_alone(folder, measured):
     (folder / "out.onnx").write_bytes(b"earlier")
     assert main(["in.onnx", "out.onnx", "-q"]) == 3
     assert (folder / "out.onnx").read_bytes() == b"earlier"
+
+
+def test_a_busy_machine_is_undecided(folder, monkeypatch, capsys):
+    """No factor anywhere, exit code 3, and what to do."""
+
+    def busy(models, *_, **__):
+        return latency(0.1, names=models).disbelieved("other programs interrupted 90 of 100 timings")
+
+    monkeypatch.setattr("ucpe_onnx.run.context.measure", busy)
+    assert main(["in.onnx", "out.onnx", *ALL]) == 3
+    assert written(folder) == {"p.json", "r.html", "j.json"}
+    out, err = capsys.readouterr()
+    assert "busy: undecided" in out and "x0.1" not in out
+    assert "in.onnx: verified, but busy: undecided (other programs interrupted 90 of 100 timings)" in err
+    assert "out.onnx is not written" in err and "--bench-seconds" in err
+    page = (folder / "r.html").read_text()
+    assert "busy: undecided" in page and "times as fast" not in page and "0.100" not in page
+    assert json.loads((folder / "j.json").read_text())["latency"]["candidates"]["output"]["ratio"] is None
+
+
+def test_more_time_saved_than_work_is_not_believed(folder, measured, capsys):
+    measured(0.05)
+    assert main(["in.onnx", "out.onnx", *ALL]) == 3
+    assert "x0.050 was measured, but no less than" in capsys.readouterr().err
 
 
 def test_allow_slower(folder, measured):

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from tests.builders import Net
 from tests.models_small import apart, branches, elementwise, latency, sample, wide
 from ucpe_onnx import DataError, prune
-from ucpe_onnx.run import trials
+from ucpe_onnx.run import context, trials
 from ucpe_onnx.runtime.verify import verify
 
 
@@ -27,7 +27,7 @@ def measured(monkeypatch):
             found = left.pop(0)
             return latency(*(found if isinstance(found, tuple) else (found,)), names=models)
 
-        monkeypatch.setattr(trials, "measure", measure)
+        monkeypatch.setattr(context, "measure", measure)
 
     return decide
 

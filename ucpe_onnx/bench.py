@@ -35,6 +35,7 @@ from ucpe_onnx.flags import Range, add_flag, add_flags, check_values, documented
 from ucpe_onnx.model.files import external_files
 from ucpe_onnx.options import Options
 from ucpe_onnx.runtime.latency import LEAST_RELOADS, CandidateLatency, LatencyReport, measure
+from ucpe_onnx.runtime.latency_stats import LEAST_ROUNDS
 
 _EPILOG = """\
 exit codes: 0 measured; 1 a model or the data can't be used; 2 usage. Which model is faster is no exit code: see
@@ -55,21 +56,21 @@ class Rounds:
     seconds: float = flag(
         3.0,
         HOW_LONG,
-        "time of all rounds; three times as long if a ratio is not clear by then (default %(default)s)",
+        "time to measure for, with loading; 1.8 times as long if a ratio is not clear by then (default %(default)s)",
         metavar="S",
         valid=Range("is no time to measure for; give a number above 0", above=0, below=math.inf),
     )
     warmup: int = flag(
-        5,
+        2,
         HOW_LONG,
         "untimed runs before (default %(default)s)",
         metavar="N",
         valid=Range("is too few; give at least 1", least=1),
     )
     rounds: int = flag(
-        30,
+        LEAST_ROUNDS,
         HOW_LONG,
-        "least rounds (default %(default)s)",
+        "least rounds, however long they take (default %(default)s)",
         metavar="N",
         valid=Range("is too few; give at least 2", least=2),
     )
@@ -226,7 +227,7 @@ def print_report(report: LatencyReport, console: Console) -> None:
     table.add_column("", no_wrap=True)
     for name, entry in report.candidates.items():
         times = (f"{value:.3f}" for value in (entry.median_ms, entry.p90_ms, entry.p99_ms))
-        ratio = "" if name == report.baseline else _ratio(entry)
+        ratio = "" if name == report.baseline or report.busy else _ratio(entry)
         table.add_row(name, *times, ratio, _verdict(report, name))
     console.print(table)
     rounds = f"{report.rounds} rounds" if len(report.candidates) == 1 else f"{report.rounds} interleaved rounds"
@@ -234,7 +235,9 @@ def print_report(report: LatencyReport, console: Console) -> None:
         console.print(f"latency: {rounds} over {report.loads} loads of the models")
     else:
         console.print(f"latency: {rounds}, all in one load: the intervals don't cover where memory lies")
-    if any(_verdict(report, name) == "undecided" for name in report.candidates):
+    if report.busy:
+        console.print(f"busy: undecided: {report.busy}; measure when the machine is idle, or for more --seconds")
+    elif any(_verdict(report, name) == "undecided" for name in report.candidates):
         console.print("undecided: the interval holds 1; more --seconds make it narrower")
 
 
@@ -246,11 +249,14 @@ def _verdict(report: LatencyReport, name: str) -> str:
     entry = report[name]
     if name == report.baseline:
         return "baseline"
+    if report.busy:
+        return "busy: undecided"
     return "faster" if entry.faster else "slower" if entry.slower else "undecided"
 
 
 def _setting(options: Options) -> str:
-    threads = f"{options.threads} threads" if options.threads > 1 else "1 thread" if options.threads else "all threads"
+    used = options.run_options().used_threads
+    threads = f"{used} threads" if used > 1 else "1 thread"
     providers = ", ".join(name.removesuffix("ExecutionProvider") for name in options.providers)
     return f"onnxruntime {onnxruntime.__version__}, {providers}, {threads}, optimisation {options.opt_level}"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ucpe_onnx.commands.config import apply_config
 from ucpe_onnx.commands.shared import (
@@ -91,28 +92,40 @@ def _run(args: argparse.Namespace) -> int:
     _check_files(args, json_file)
     result = _prune(args)
     report = result.report
-    refused = report.speed is not None and not report.faster and not args.allow_slower
+    measures = args.bench_seconds is None or args.bench_seconds > 0
+    refused = measures and not report.faster and not args.allow_slower
     account = {**report.to_dict(), "written": not refused}
     if not args.quiet:
         print_summary(report, make_console(stderr=args.json == "-"), verbose=args.verbose)
-    if not refused:
-        with all_or_nothing():
-            save_model(result.model, args.output, external_data=args.save_external_data)
-            if args.report:
-                write_text(args.report, render_html(report, result.plan))
-            if args.save_plan:
-                result.plan.save(args.save_plan)
-            if args.save_stats and result.statistics is not None:
-                result.statistics.save(args.save_stats)
-            if json_file:
-                write_json(str(json_file), account)
-        if not args.quiet:
-            make_console(stderr=args.json == "-").print(f"wrote {args.output}", soft_wrap=True)
+    written = _write(args, result, account, json_file, model=not refused)
+    if written and not args.quiet:
+        make_console(stderr=args.json == "-").print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
     if args.json == "-":
         write_json("-", account)
     if refused:
         raise NotFasterError(_not_faster(args, report))
     return EXIT_DONE
+
+
+def _write(
+    args: argparse.Namespace, result: Result, account: dict[str, Any], json_file: Path | None, *, model: bool
+) -> list[Path]:
+    """Write what was asked for, all or nothing; the model only if it is wanted. Returns the files."""
+    files: dict[Path, Callable[[Path], None]] = {}
+    if model:
+        files[args.output] = lambda path: save_model(result.model, path, external_data=args.save_external_data)
+    if args.report:
+        files[args.report] = lambda path: write_text(path, render_html(result.report, result.plan))
+    if args.save_plan:
+        files[args.save_plan] = result.plan.save
+    if args.save_stats and result.statistics is not None:
+        files[args.save_stats] = result.statistics.save
+    if json_file:
+        files[json_file] = lambda path: write_json(str(path), account)
+    with all_or_nothing():
+        for path, write in files.items():
+            write(path)
+    return list(files)
 
 
 def _check_files(args: argparse.Namespace, json_file: Path | None) -> None:
@@ -141,7 +154,11 @@ def _check_files(args: argparse.Namespace, json_file: Path | None) -> None:
 
 def _not_faster(args: argparse.Namespace, report: Report) -> str:
     speed = report.speed
-    assert speed is not None, "nothing was measured, so nothing was refused"
+    if report.latency is not None and report.latency.busy:
+        return (
+            f"{args.input}: verified, but busy: undecided ({report.latency.busy}); {args.output} is not written:"
+            " measure when the machine is idle, give --bench-seconds a larger number, or pass --allow-slower"
+        )
     if not any(segment.consumers and segment.frozen < segment.slots for segment in report.segments):
         advice = f"no channel may be pruned, python -m ucpe_onnx.inspect {args.input} tells why"
     elif args.masks or args.plan:
@@ -152,11 +169,11 @@ def _not_faster(args: argparse.Namespace, report: Report) -> str:
         advice = "choose another target, or pass --allow-slower"
     else:
         advice = "raise --ratio, or pass --allow-slower"
-    if speed.faster:
-        return f"{args.input}: verified, but nothing could be removed, so it is no faster; nothing written: {advice}"
+    if speed is None or speed.faster:
+        return f"{args.input}: nothing could be removed, so it is no faster; {args.output} is not written: {advice}"
     return (
         f"{args.input}: verified, but not shown to be faster in onnxruntime (latency x{speed.ratio:.3f} of the input's,"
-        f" 95 % interval {speed.low:.3f} to {speed.high:.3f}); nothing written: {advice}"
+        f" 95 % interval {speed.low:.3f} to {speed.high:.3f}); {args.output} is not written: {advice}"
     )
 
 

@@ -36,6 +36,12 @@ class VerificationError(UcpeError):
     """The emitted model does not compute what the masked model computes."""
 
 
+class BusyError(UcpeError):
+    """Latency can't be measured, since other programs have the cores."""
+
+    exit_code = EXIT_NOT_FASTER
+
+
 class NotFasterError(UcpeError):
     """Verified, but onnxruntime runs no candidate faster than the input model."""
 

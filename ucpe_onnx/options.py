@@ -38,6 +38,12 @@ _RATIO = Range("is outside of [0, 1); 0.25 removes a quarter of the channels", l
 _BUDGET = Range("is outside of (0, 1); 0.7 asks for 70 % of the input's", above=0, below=1)
 _TOLERANCE = Range("is not a tolerance; give a finite number of at least 0", least=0, below=math.inf)
 
+_BENCH_SECONDS, _MOST_BENCH_SECONDS = 3.0, 60.0
+"""To measure latency for by default, and at most if runs are slow."""
+
+_OVER = 1.8
+"""A measurement may take so many times the seconds that were asked for."""
+
 _MOST_THREADS = 1024
 """onnxruntime starts as many as it is told, until the machine gives in."""
 
@@ -269,10 +275,11 @@ class Options:
         metavar="S",
         valid=Range("must be above 0", above=0),
     )
-    bench_seconds: float = flag(
-        3.0,
+    bench_seconds: float | None = flag(
+        None,
         CHECKS,
-        "time to measure latency for; 0 skips it (default %(default)s)",
+        "time to measure latency for; 0 skips it (default 3, and of slow models as long as six rounds take)",
+        type=float,
         metavar="S",
         valid=Range("must be at least 0 (0 skips the measurement)", least=0, below=math.inf),
     )
@@ -357,8 +364,23 @@ class Options:
         for other, replacement in (("--masks", self.masks), ("--plan", self.plan)):
             if given and replacement is not None:
                 raise UsageError(f"{next(iter(given))} and {other} exclude each other: {other} says what is kept")
-        if self.target_latency is not None and not self.bench_seconds:
+        if self.target_latency is not None and not self.measures:
             raise UsageError("--target-latency needs to measure: give --bench-seconds above 0")
+
+    @property
+    def measures(self) -> bool:
+        """Whether latency is measured."""
+        return self.bench_seconds is None or self.bench_seconds > 0
+
+    @property
+    def timing_seconds(self) -> float:
+        """Seconds that a measurement of latency takes, if models are fast enough for that."""
+        return _BENCH_SECONDS if self.bench_seconds is None else self.bench_seconds
+
+    @property
+    def timing_limit(self) -> float:
+        """Seconds after which a measurement of latency ends with what there is."""
+        return _MOST_BENCH_SECONDS if self.bench_seconds is None else _OVER * self.bench_seconds
 
     def run_options(self) -> RunOptions:
         """How onnxruntime is to run models."""

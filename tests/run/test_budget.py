@@ -109,8 +109,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     def found(model: onnx.ModelProto) -> float:
         return float(0.5 + 0.5 * sum(np.prod(t.dims) for t in model.graph.initializer) / whole)
 
-    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.trials.measure"):
-        monkeypatch.setattr(place, fixed_latency(found, calls))
+    monkeypatch.setattr("ucpe_onnx.run.context.measure", fixed_latency(found, calls))
     return calls
 
 
@@ -124,8 +123,7 @@ def test_latency(measured: list[Mapping[str, Any]], options: dict[str, Any]) -> 
 
 
 def test_latency_that_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("ucpe_onnx.run.budget.measure", "ucpe_onnx.run.trials.measure"):
-        monkeypatch.setattr(place, fixed_latency(lambda model: 0.95, []))
+    monkeypatch.setattr("ucpe_onnx.run.context.measure", fixed_latency(lambda model: 0.95, []))
     result = run(apart(), target_latency=0.8, bench_seconds=1.0)
     assert result.report.budget is not None and result.report.budget.reached == 0.95
     assert "0.950 reached (not met: nothing nearer was found)" in told(result)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.models_small import latency, sample, wide
 from ucpe_onnx import prune
-from ucpe_onnx.run import context, trials
+from ucpe_onnx.run import context
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:
@@ -24,7 +24,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[o
 
 def test_the_sensitivity_section_stays_when_the_input_layout_wins(monkeypatch):
     ratios = [1.3, 1.0]
-    monkeypatch.setattr(trials, "measure", lambda models, *_, **__: latency(ratios.pop(0), names=models))
+    monkeypatch.setattr(context, "measure", lambda models, *_, **__: latency(ratios.pop(0), names=models))
     options = {"data": {"x": sample(16)}, "compensate": False, "sensitivity": True, "allow_slower": True}
     report = prune(wide(), masks={"left": [0]}, **options).report
     assert report.layout == "input layout" and report.sensitivity

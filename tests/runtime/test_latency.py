@@ -24,13 +24,13 @@ def report(base, other, **options):
     return measure(sessions, {}, baseline="base", clock=clock, **options)
 
 
-def test_steady_times_stop_at_the_least_number_of_rounds():
+def test_steady_times_stop_early():
     result = report(lambda n: 0.004, lambda n: 0.003, seconds=10)
-    assert (result.rounds, result.runs_per_timing) == (30, 1)
+    assert (result.rounds, result.runs_per_timing) == (35, 1)
     assert result["other"].median_ms == pytest.approx(3) and result["other"].ratio == pytest.approx(0.75)
     assert result["other"].faster and not result["base"].faster and result.fastest == "other"
     assert result["base"].ratio == result["base"].low == result["base"].high == 1
-    assert result.seconds == pytest.approx(30 * 0.007)
+    assert result.seconds == pytest.approx((35 + 1 + 2) * 0.007)  # with the first and the warm-up runs
 
 
 def test_percentiles():
@@ -38,16 +38,16 @@ def test_percentiles():
     assert (entry.median_ms, entry.p90_ms, entry.p99_ms) == pytest.approx((51, 91, 100))
 
 
-def test_very_fast_models_are_run_several_times_per_timing():
+def test_timings_last_equally_long_whatever_a_model_takes():
+    """So that a longer model is not interrupted more often than a shorter one."""
     result = report(lambda n: 2e-4, lambda n: 1e-4, seconds=1)
-    assert result.runs_per_timing == 10
+    assert result.runs_per_timing == 5
     assert result["base"].median_ms == pytest.approx(0.2) and result["other"].median_ms == pytest.approx(0.1)
+    assert module._repeats({"slow": 0.05, "half": 0.025, "fast": 1e-4}) == {"slow": 1, "half": 2, "fast": 500}
 
 
-def test_clock_that_stands_still_does_not_repeat_forever(monkeypatch):
-    monkeypatch.setattr(module, "MOST_REPEATS", 7)
-    clock = FakeClock()
-    assert module._warm_up({"a": clock.session(lambda n: 0.0)}, {}, 2, clock) == 7
+def test_clock_that_stands_still_does_not_repeat_forever():
+    assert module._repeats({"a": 0.0}) == {"a": module.MOST_REPEATS}
 
 
 def test_drift_of_the_machine_cancels():
@@ -62,15 +62,15 @@ def test_drift_of_the_machine_cancels():
     assert result["other"].ratio == pytest.approx(0.9, rel=0.01) and result["other"].faster
 
 
-def test_undecided_goes_on_for_three_times_as_long():
+def test_undecided_goes_on_for_almost_twice_as_long():
     same = report(noisy(0.01, 0.3, 1), noisy(0.01, 0.3, 2), seconds=1.0)
     assert same["other"].undecided and not same["other"].faster
-    assert same.seconds == pytest.approx(3.0, abs=0.1)
+    assert same.seconds == pytest.approx(1.8, rel=0.2)
 
 
 def test_decided_but_noisy_stops_in_time():
     result = report(noisy(0.01, 0.2, 1), noisy(0.005, 0.2, 2), seconds=2.0)
-    assert result["other"].faster and result.seconds == pytest.approx(2.0, abs=0.1)
+    assert result["other"].faster and result.seconds == pytest.approx(2.0, rel=0.2)
 
 
 def test_narrow_interval_stops_early_even_around_one():
@@ -86,8 +86,8 @@ def test_order_within_rounds_changes_and_depends_on_the_seed_only():
     def order(seed):
         clock, calls = FakeClock(), []
         note = {name: clock.session(lambda n, name=name: calls.append(name) or 0.01) for name in "abc"}
-        measure(note, {}, baseline="a", seed=seed, seconds=0.1, clock=clock)
-        return calls[-90:]
+        measure(note, {}, baseline="a", seed=seed, seconds=2.0, clock=clock)
+        return calls[9:99]  # after a first run of each, and two to warm up
 
     rounds = {tuple(order(0)[i : i + 3]) for i in range(0, 90, 3)}
     assert len(rounds) == 6 and all(set(r) == set("abc") for r in rounds)
@@ -137,9 +137,9 @@ def test_going_on_does_not_find_differences_by_chance():
 
 def test_what_is_not_clear_is_measured_for_longer_although_the_interval_leaves_1():
     found = report(noisy(0.01, 0.3, 1), noisy(0.0092, 0.3, 2), seconds=3.0)
-    assert found["other"].faster and found.seconds == pytest.approx(9.0, abs=0.1)
+    assert found["other"].faster and found.seconds == pytest.approx(5.4, rel=0.2)
     found = report(noisy(0.01, 0.3, 1), noisy(0.0085, 0.3, 2), seconds=3.0)
-    assert found["other"].faster and found.seconds == pytest.approx(3.0, abs=0.1)
+    assert found["other"].faster and found.seconds == pytest.approx(3.0, rel=0.2)
 
 
 def test_feeds_are_used_in_turn():
@@ -148,15 +148,16 @@ def test_feeds_are_used_in_turn():
     for name, session in sessions.items():
         spend = session.outputs
         session.outputs = lambda feed, name=name, spend=spend: seen[name].append(feed["x"]) or spend(feed)
-    measure(sessions, [{"x": i} for i in range(3)], baseline="base", clock=clock, seconds=0.1)
-    assert seen["base"][-30:] == seen["other"][-30:] == [0, 1, 2] * 10
+    measure(sessions, [{"x": i} for i in range(3)], baseline="base", clock=clock, seconds=1.0)
+    tried = [0, 1, 2, 0, 0]  # all once, the first one to warm up
+    assert seen["base"][:35] == seen["other"][:35] == tried + [0, 1, 2] * 10
 
 
 def test_progress_grows_towards_its_end():
     told = []
     report(noisy(0.01, 0.3, 1), noisy(0.01, 0.3, 2), seconds=1.0, progress=lambda *pair: told.append(pair))
     assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert {total for _, total in told} == {1.0, 3.0} and told[-1][0] == pytest.approx(3.0, abs=0.1)
+    assert {total for _, total in told} == {1.0, 1.8} and told[-1][0] == pytest.approx(1.8, rel=0.2)
 
 
 # Several loads
@@ -221,7 +222,7 @@ def test_luck_of_one_load_looks_like_a_difference_and_that_of_several_does_not()
 def test_a_difference_larger_than_luck_is_found():
     found = Machine(lucky(0)).measure(0.01, 0.0095, reloads=10)
     assert found["other"].faster and found["other"].ratio == pytest.approx(0.95, abs=0.01)
-    assert (found.loads, found.rounds) == (10, 160) and found.seconds == pytest.approx(3.0, rel=0.1)
+    assert found.loads == 10 and found.rounds > 100 and found.seconds == pytest.approx(3.0, rel=0.1)
 
 
 def test_sessions_of_one_load_only_exist_at_a_time_and_every_order_is_reversed():
@@ -251,14 +252,18 @@ def test_a_disturbed_load_does_not_count():
 
 
 def test_undecided_adds_loads():
-    found = Machine(lucky(3, 0.05)).measure(reloads=7, seconds=0.8)
-    assert found.loads == 24 and found["other"].undecided  # 8, since orders come in pairs
+    found = Machine(lucky(3, 0.05)).measure(reloads=7, seconds=2.0)
+    assert found.loads == 14 and found["other"].undecided  # 1.8 times 8, since orders come in pairs
 
 
 def test_loads_are_as_many_as_creating_sessions_allows():
-    assert Machine(lucky(0), creation=0.1).measure(0.01, 0.005, reloads=20, seconds=3).loads == 12
-    assert Machine(lucky(0), creation=10.0).measure(0.01, 0.005, reloads=20, seconds=3).loads == 6
-    assert Machine(lucky(0), creation=1.0).measure(1.0, 0.5, reloads=20, seconds=3, min_rounds=60).loads == 18
+    def found(creation, seconds=3.0):
+        return Machine(lucky(0), creation).measure(0.01, 0.005, reloads=20, seconds=seconds)
+
+    assert found(0.01).loads == 20 and found(0.05).loads == 10 and found(0.1).loads == 6
+    single = found(1.0)
+    assert single.loads == 1 and single["other"].high / single["other"].low > 1.04, "its luck stays unknown"
+    assert all(report.seconds <= 2 * 3.0 for report in map(found, (0.01, 0.1, 0.5, 1.0)))
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.02], ids=["noise of the rounds", "luck of the loads"])
@@ -286,7 +291,7 @@ def test_three_candidates_over_several_loads():
 def test_real_models_over_several_loads():
     models = {"in": linear(np.ones((3, 4), np.float32)), "out": linear(np.ones((3, 2), np.float32))}
     feed = {"x": np.ones((1, 3), np.float32)}
-    result = measure(models, feed, baseline="in", seconds=0.06, min_rounds=12, reloads=6)
+    result = measure(models, feed, baseline="in", seconds=2.0, min_rounds=12, reloads=6)
     assert result.loads >= 6 and result.rounds >= 12 and set(result.candidates) == {"in", "out"}
 
 
@@ -315,3 +320,72 @@ def test_what_slows_whole_rounds_does_not_blur_ratios():
     found = summarise(loads, "a")["b"]
     assert found.ratio == pytest.approx(0.9, rel=0.002)
     assert found.high - found.low < 0.004
+
+
+# Other programs
+
+
+class Scheduler:
+    """A fake system that lets other programs in, and tells how long the threads waited meanwhile."""
+
+    def __init__(self, clock, slices):
+        self.clock, self.slices, self.waited, self.ran = clock, slices, 0.0, 0
+
+    def session(self, seconds):
+        """A session whose run number n, of all sessions, is interrupted for ``slices(n)`` seconds."""
+
+        def spend(_):
+            taken = self.slices(self.ran)
+            self.ran += 1
+            self.waited += taken
+            return seconds + taken
+
+        return self.clock.session(spend)
+
+    def measure(self, base=0.01, other=0.005, **options):
+        sessions = {"base": self.session(base), "other": self.session(other)}
+        return measure(sessions, {}, baseline="base", clock=self.clock, waited=lambda: lambda: self.waited, **options)
+
+
+def test_interrupted_timings_are_taken_again_and_counted():
+    generator = np.random.default_rng(0)
+    scheduler = Scheduler(FakeClock(), lambda n: 0.05 if generator.random() < 0.3 else 0.0)
+    found = scheduler.measure(seconds=5.0)
+    assert found["other"].ratio == pytest.approx(0.5, rel=1e-6) and found["other"].faster and not found.busy
+    assert 0.2 < found.interrupted / found.timings < 0.6 and found["base"].median_ms == pytest.approx(10)
+    assert found["base"].p99_ms == pytest.approx(10), "what was interrupted says nothing of a model"
+
+
+def test_where_everything_is_interrupted_nothing_is_concluded():
+    found = Scheduler(FakeClock(), lambda n: 0.05).measure(seconds=1.0)
+    assert found.busy == f"other programs interrupted {found.interrupted:,} of {found.timings:,} timings"
+    assert found.timings == found.interrupted and found.rounds == 0 and found.seconds < 2.5
+    entry = found["other"]
+    assert not entry.faster and not entry.slower and entry.undecided
+    plain = found.to_dict()
+    assert plain["candidates"]["other"]["ratio"] is None and plain["candidates"]["base"]["ratio"] == 1
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+def test_a_limit_holds_and_says_what_there_was_time_for():
+    found = report(lambda n: 5.0, lambda n: 2.0, seconds=0.1, limit=20.0)
+    assert found.busy == "there was time for 2 of 6 rounds" and found.seconds < 30
+    assert not found["other"].faster
+
+
+def test_few_rounds_make_wide_intervals():
+    found = report(noisy(1.0, 0.1, 1), noisy(0.98, 0.1, 2), seconds=0.1, limit=25.0)
+    assert not found.busy and found.rounds < 12 and found["other"].undecided
+
+
+def test_medians_do_not_contradict_the_ratio():
+    """What slows whole rounds moves the medians of few timings, not the ratio: one follows from the other."""
+    clock = FakeClock()
+
+    def drifting(seconds):
+        return lambda n: seconds * (1 + (n // 7) % 2)
+
+    sessions = {"base": clock.session(drifting(0.01)), "other": clock.session(drifting(0.008))}
+    found = measure(sessions, {}, baseline="base", clock=clock, seconds=1.0)
+    assert found["other"].median_ms == pytest.approx(found["base"].median_ms * found["other"].ratio)
+    assert found["other"].median_ms <= found["other"].p90_ms <= found["other"].p99_ms

@@ -68,7 +68,7 @@ def _key(options: RunOptions, precision: str) -> dict[str, object]:
         "cores": os.cpu_count() or 1,
         "onnxruntime": str(ort.__version__),
         "providers": list(resolve_providers(options.providers)),
-        "threads": options.threads,
+        "threads": options.used_threads,
         "opt_level": options.opt_level,
         "precision": precision,
     }

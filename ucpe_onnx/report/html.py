@@ -9,7 +9,7 @@ from pathlib import PurePath
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.report.html_segments import render_frozen, render_segments
 from ucpe_onnx.report.html_style import STYLE
-from ucpe_onnx.report.html_text import change, count, escape, milliseconds, plural, seconds, signed, size
+from ucpe_onnx.report.html_text import change, count, escape, milliseconds, plural, seconds, sentence, signed, size
 from ucpe_onnx.report.report import Report
 from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS, Section
 from ucpe_onnx.report.svg import interval
@@ -81,6 +81,13 @@ def _speed(report: Report) -> str:
     speed, latency = report.speed, report.latency
     if speed is None or latency is None:
         return '<div class="card speed"><div><h3>Latency</h3><div class="big dim">not measured</div></div></div>'
+    if latency.busy:
+        return (
+            '<div class="card speed"><div><h3>Latency in onnxruntime</h3>'
+            '<div class="big warn">busy: undecided</div></div>'
+            f'<p class="small">{sentence(latency.busy)}. Measure again when the machine is idle, or for longer'
+            " (<code>--bench-seconds</code>).</p></div>"
+        )
     if report.faster:
         css, word = "good", "faster"
     elif speed.low > 1.0:
@@ -96,8 +103,12 @@ def _speed(report: Report) -> str:
         f'<div class="dim">{milliseconds(latency["input"].median_ms)} → {milliseconds(speed.median_ms)}</div>'
         f'{advice}</div><div class="{css}">{interval(speed.ratio, speed.low, speed.high, css)}'
         f'<p class="dim small">Ratio of medians with its 95 % interval; {latency.rounds:,} interleaved rounds in one'
-        " process. Left of the dashed line is faster.</p></div></div>"
+        f" process{_threads(report)}. Left of the dashed line is faster.</p></div></div>"
     )
+
+
+def _threads(report: Report) -> str:
+    return f", {plural(report.threads, 'thread')} within an operator" if report.threads else ""
 
 
 def _cards(report: Report) -> str:
@@ -174,7 +185,7 @@ def _numbers(report: Report) -> str:
         ("file size", size(before.bytes), size(after.bytes, before.bytes), change(before.bytes, after.bytes)),
         ("nodes", f"{before.nodes:,}", f"{after.nodes:,}", signed(f"{after.nodes - before.nodes:+,}")),
     ]
-    if report.latency is not None:
+    if report.latency is not None and not report.latency.busy:
         old, new = report.latency["input"], report.latency["output"]
         for label, a, b in (
             ("median latency", old.median_ms, new.median_ms),

@@ -75,6 +75,7 @@ class Report:
         seconds: time by stage.
         asked: share of the channels that the criterion was to drop; more than ``1 - kept`` where some cost nothing and
             stay, None for given masks.
+        threads: threads within an operator that the models were run with; 0 if that is not known.
         rates: where the rates that layouts were predicted with come from.
         sections: what else there is to tell; see :mod:`ucpe_onnx.report.sections`.
     """
@@ -91,6 +92,7 @@ class Report:
     accuracy: Mapping[str, float] | None
     seconds: Mapping[str, float]
     asked: float | None = None
+    threads: int = 0
     rates: str = ""
     sections: tuple[Section, ...] = ()
 
@@ -167,6 +169,7 @@ class Report:
             "verification": self.verification.to_dict(),
             "latency": None if self.latency is None else self.latency.to_dict(),
             "faster": self.faster,
+            "threads": self.threads,
             "rates": self.rates,
             **{key: value for kind in SECTIONS for key, value in self._entries(kind).items()},
             "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],

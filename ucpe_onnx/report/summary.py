@@ -11,6 +11,7 @@ from rich.table import Table
 from ucpe_onnx.report.html_text import listed, plural
 from ucpe_onnx.report.report import Report, SegmentReport
 from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS
+from ucpe_onnx.runtime.latency import LatencyReport
 
 LARGE_LOSS = 10.0
 """Points of accuracy above which a loss is worth a warning."""
@@ -51,8 +52,11 @@ def _numbers(report: Report) -> Table:
         table.add_row("top-1 accuracy", f"{old:.1%}", f"{new:.1%}", f"{(new - old) * 100:+.1f} points")
     if report.latency is not None:
         old_latency, new_latency = report.latency["input"], report.latency["output"]
-        interval = f"x{new_latency.ratio:.3f} ({new_latency.low:.3f} to {new_latency.high:.3f})"
-        table.add_row("latency", f"{old_latency.median_ms:.3f} ms", f"{new_latency.median_ms:.3f} ms", interval)
+        if new_latency.trusted:
+            interval = f"x{new_latency.ratio:.3f} ({new_latency.low:.3f} to {new_latency.high:.3f})"
+            table.add_row("latency", f"{old_latency.median_ms:.3f} ms", f"{new_latency.median_ms:.3f} ms", interval)
+        else:
+            table.add_row("latency", "", "", "busy: undecided")
     return table
 
 
@@ -72,12 +76,22 @@ def _print_checks(report: Report, console: Console) -> None:
         for line in () if found is None else found.lines(report):
             console.print(line)
     if report.latency is not None:
-        console.print(f"latency: ratio of medians, 95 % interval, {report.latency.rounds} interleaved rounds")
+        console.print(_how_measured(report.latency, report.threads))
     if report.accuracy is not None:
         lost = (report.accuracy["before"] - report.accuracy["after"]) * 100
         if lost > LARGE_LOSS:
             advice = "; try a lower --ratio" if report.mode in ("unconstrained", "constrained") else ""
             console.print(f"warning: accuracy fell by {lost:.1f} points{advice}", style="yellow")
+
+
+def _how_measured(latency: LatencyReport, threads: int) -> str:
+    """What the latency rests on, or why there is none."""
+    if latency.busy:
+        return f"latency: busy, undecided: {latency.busy}"
+    words = f"latency: ratio of medians, 95 % interval, {plural(latency.rounds, 'interleaved round')}"
+    words += f" on {plural(threads, 'thread')}" if threads else ""
+    share = latency.interrupted / max(latency.timings, 1)
+    return words + (f", {share:.0%} of the timings interrupted by other programs and left out" if share > 0.005 else "")
 
 
 def _print_frozen(report: Report, console: Console) -> None:

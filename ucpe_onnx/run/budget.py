@@ -11,7 +11,7 @@ from ucpe_onnx.budget.losses import PROBING, Losses, measure_losses
 from ucpe_onnx.budget.problem import Problem
 from ucpe_onnx.budget.search import BudgetOutcome, meet
 from ucpe_onnx.compensation.stage import compensated_plan
-from ucpe_onnx.errors import DataError, ModelError, UsageError
+from ucpe_onnx.errors import BusyError, DataError, ModelError, UsageError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.model.new_weights import with_weights
@@ -20,7 +20,7 @@ from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.run.context import Run
 from ucpe_onnx.runtime.accuracy import output_agreement, top1_accuracy
-from ucpe_onnx.runtime.latency import LEAST_RELOADS, measure
+from ucpe_onnx.runtime.latency import LEAST_RELOADS
 from ucpe_onnx.runtime.session import as_session
 from ucpe_onnx.samples.dataset import Dataset
 
@@ -136,7 +136,7 @@ class _Search:
 
     def for_accuracy(self, drop: float) -> Met:
         """The tightest budget that loses no more than so many points, judged on samples that are held out."""
-        run, kind = self.run, "latency" if self.run.options.bench_seconds else "macs"
+        run, kind = self.run, "latency" if self.run.options.measures else "macs"
         self.problem.knapsack(kind)  # raises if there is nothing to choose from, which no larger budget changes
         low, high = _TIGHTEST, 1.0
         found: Met | None = None
@@ -195,22 +195,19 @@ class _Search:
 
     def _latency(self, masks: Mapping[str, Mask]) -> float:
         run, options = self.run, self.run.options
-        models = {"input": run.source.model}
+        models = {}
         for lowering in dict.fromkeys((options.lowering, "union" if options.lowering == "auto" else options.lowering)):
             plan = self._plan(masks, lowering, fill=self._fills())
             with run.stages("emit"):
                 models[lowering] = run.offload.store(emit(run.source.model, run.traced, plan))
         with run.stages("measure"):
-            found = measure(
-                models,
-                run.feeds.single,
-                options.run_options(),
-                baseline="input",
-                seconds=max(options.bench_seconds, 1.0),
-                reloads=LEAST_RELOADS,
-                seed=options.seed,
+            found = run.timed(models, options.timing_seconds, LEAST_RELOADS)
+        if found.busy:
+            raise BusyError(
+                f"{run.source.label}: latency can't be measured: {found.busy}; wait until the machine is idle, give"
+                " --bench-seconds a larger number, or take --target-macs"
             )
-        return min(found[name].ratio for name in models if name != "input")
+        return min(found[name].ratio for name in models)
 
     def _plan(self, masks: Mapping[str, Mask], lowering: str, *, fill: bool) -> Plan:
         with self.run.stages("plan"):

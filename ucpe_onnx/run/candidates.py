@@ -113,7 +113,7 @@ def laid_out(
     with run.stages("plan"):
         settings = run.settings(lowering, fill=fill)
         plans = {lowering: make_plan(run.traced, masks, settings, scores)}
-    if lowering != "auto" or not options.bench_seconds:
+    if lowering != "auto" or not options.measures:
         return Candidate(mode, plans)
     steps: tuple[TuningStep, ...] = ()
     if options.measure:

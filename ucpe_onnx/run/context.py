@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -23,6 +24,7 @@ from ucpe_onnx.planning.rates import Rates
 from ucpe_onnx.run.feeds import Feeds
 from ucpe_onnx.run.stages import Stages
 from ucpe_onnx.runtime.accuracy import top1_accuracy
+from ucpe_onnx.runtime.latency import LatencyReport, measure
 from ucpe_onnx.runtime.session import as_session
 from ucpe_onnx.runtime.target import Target, target_for
 from ucpe_onnx.samples.dataset import Dataset
@@ -121,6 +123,26 @@ class Run:
         if id(dataset) not in self._statistics:
             self._statistics[id(dataset)] = dataset, self.collected(self.source.model, self.traced, dataset)
         return self._statistics[id(dataset)][1]
+
+    def timed(self, models: Mapping[str, onnx.ModelProto], seconds: float, reloads: int) -> LatencyReport:
+        """Latencies of models in turns with that of the ``input``.
+
+        Args:
+            models: by name.
+            seconds: how long to measure.
+            reloads: how often to load the models.
+        """
+        options = self.options
+        return measure(
+            {"input": self.source.model, **models},
+            self.feeds.single,
+            options.run_options(),
+            baseline="input",
+            seconds=seconds,
+            limit=options.timing_limit,
+            reloads=reloads,
+            seed=options.seed,
+        )
 
     def collected(self, model: onnx.ModelProto, traced: Trace, dataset: Dataset) -> Statistics:
         """What the consumers of a model with the input's inputs read on samples."""

@@ -19,11 +19,14 @@ from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.apply import in_input_layout
 from ucpe_onnx.run.candidates import Candidate
 from ucpe_onnx.run.context import Run
-from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport, measure
+from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.verify import Verification, verify
 
 _TIE = 0.01
 """A trial that is less than so much faster is not preferred to the plan that was asked for."""
+
+_MOST_GAIN = 2.0
+"""Times that latency may fall further than the work that is left: caches and layouts of kernels explain so much."""
 
 _RELOADS = 6
 """Loads of all sessions in a measurement: where a session's memory lies makes a percent or two while it lives."""
@@ -115,14 +118,15 @@ def carry_out(run: Run, name: str, plan: Plan) -> Trial:
 
 def fastest(run: Run, candidate: Candidate, trials: Sequence[Trial]) -> Outcome:
     """Measure trials against each other and the input; without a measurement the first one counts as the fastest."""
+    shapes = run.feeds.shapes()
     with run.stages("measure"):
         latency = _latency(run, trials)
-        winner = trials[0]
-        if latency is not None:
-            winner = min(trials, key=lambda t: latency[t.name].ratio * (1 if t is trials[0] else 1 + _TIE))
-        after = model_stats(winner.emitted, run.feeds.shapes())
-    if latency is None:
-        return Outcome(candidate, winner, run.counts, after, None)
+        if latency is None:
+            return Outcome(candidate, trials[0], run.counts, model_stats(trials[0].emitted, shapes), None)
+        ratios = {trial.name: latency[trial.name].ratio for trial in trials}
+        winner = min(trials, key=lambda trial: ratios[trial.name] * (1 if trial is trials[0] else 1 + _TIE))
+        after = model_stats(winner.emitted, shapes)
+    latency = _believed(latency, run.counts, after, winner.name)
     rivals = _rivals(latency, trials, winner)
     return Outcome(candidate, winner, run.counts, after, latency.renamed({winner.name: "output"}), rivals)
 
@@ -131,8 +135,9 @@ def better(one: Outcome | None, other: Outcome) -> Outcome:
     """The faster of two outcomes; the first one where nobody has measured."""
     if one is None:
         return other
-    both_measured = one.speed is not None and other.speed is not None
-    return other if both_measured and _ratio(other) < _ratio(one) else one
+    if one.speed is None or other.speed is None or not other.speed.trusted:
+        return one
+    return other if other.speed.ratio < one.speed.ratio else one
 
 
 def back_to_input_layout(run: Run, best: Outcome) -> Outcome:
@@ -166,17 +171,22 @@ def _verified(run: Run, emitted: onnx.ModelProto, plan: Plan) -> Verification:
 
 
 def _latency(run: Run, trials: Sequence[Trial]) -> LatencyReport | None:
-    options = run.options
-    if not options.bench_seconds:
+    """Time trials in turns with the input; None if nobody asks, or if nothing was removed."""
+    if not run.options.measures or not any(trial.plan.masks() for trial in trials):
         return None
-    return measure(
-        {"input": run.source.model, **{trial.name: trial.emitted for trial in trials}},
-        run.feeds.single,
-        options.run_options(),
-        baseline="input",
-        seconds=options.bench_seconds,
-        reloads=_RELOADS,
-        seed=options.seed,
+    return run.timed({trial.name: trial.emitted for trial in trials}, run.options.timing_seconds, _RELOADS)
+
+
+def _believed(latency: LatencyReport, before: ModelStats, after: ModelStats, name: str) -> LatencyReport:
+    """The measurement, unless it says that far more time was saved than work."""
+    shares = [after.bytes / max(before.bytes, 1)]
+    if before.macs and after.macs is not None:
+        shares.append(after.macs / before.macs)
+    least, ratio = min(*shares, 1.0), latency[name].ratio
+    if latency.busy or ratio * _MOST_GAIN >= least:
+        return latency
+    return latency.disbelieved(
+        f"x{ratio:.3f} was measured, but no less than {least:.0%} of the work is left: something else used the cores"
     )
 
 
@@ -192,8 +202,3 @@ def _rivals(latency: LatencyReport, trials: Sequence[Trial], winner: Trial) -> t
         for trial in trials
         if trial is not winner
     )
-
-
-def _ratio(outcome: Outcome) -> float:
-    assert outcome.speed is not None, "it was measured"
-    return outcome.speed.ratio

@@ -99,8 +99,8 @@ class Tuner:
         tries = {decided.id: _alternatives(plan, others, decided) for decided in plan.segments}
         waiting = sorted((s for s in plan.segments if tries[s.id]), key=lambda s: -s.objective)
         steps: list[TuningStep] = []
-        seconds = SHARE * self.options.bench_seconds / max(len(waiting), 1)
-        deadline = time.monotonic() + SHARE * self.options.bench_seconds
+        seconds = SHARE * self.options.timing_seconds / max(len(waiting), 1)
+        deadline = time.monotonic() + SHARE * self.options.timing_seconds
         for decided in waiting:
             if time.monotonic() > deadline:
                 break

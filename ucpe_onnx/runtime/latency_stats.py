@@ -14,7 +14,7 @@ otherwise come from a slow half for one candidate and from a fast half for the n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, sqrt
 from statistics import NormalDist
 
@@ -32,7 +32,15 @@ LEVEL = 0.95
 TRIMMED = 0.1
 """Share of the loads that is left out at either end: another program may have disturbed one from its beginning on."""
 
+LEAST_ROUNDS = 6
+"""Rounds below which nothing can be said: of six, the lowest and the highest hold the median between them in 97 %."""
+
+LUCK = 0.02
+"""How far, besides, the interval of a single load reaches to each side, where several were to be had: its luck."""
+
 RESAMPLES = 1000
+_FEW = 12
+"""Rounds below which a bootstrap of medians would make intervals too narrow."""
 _BLOCK = 2**21
 """Numbers drawn at once by the bootstrap: long measurements must not take gigabytes."""
 
@@ -42,13 +50,15 @@ class CandidateLatency:
     """Latency of one model.
 
     Attributes:
-        median_ms: median milliseconds per run; of very fast models a timing is the mean of several runs.
-        p90_ms: 90th percentile.
-        p99_ms: 99th percentile.
+        median_ms: milliseconds per run: the baseline's median, times the ratio. A timing of a fast model is the mean of
+            several runs.
+        p90_ms: 90th percentile, likewise.
+        p99_ms: 99th percentile, likewise.
         ratio: median over the baseline's median, of timings that are less what slowed their whole round, in the mean of
             the loads; below 1 is faster.
         low: lower end of the ratio's 95 % interval.
         high: upper end.
+        trusted: whether anything may be concluded.
     """
 
     median_ms: float
@@ -57,21 +67,26 @@ class CandidateLatency:
     ratio: float
     low: float
     high: float
+    trusted: bool = True
 
     @property
     def faster(self) -> bool:
         """Whether it beats the baseline beyond doubt: the whole interval lies below 1."""
-        return self.high < 1.0
+        return self.trusted and self.high < 1.0
 
     @property
     def slower(self) -> bool:
         """Whether the baseline beats it beyond doubt."""
-        return self.low > 1.0
+        return self.trusted and self.low > 1.0
 
     @property
     def undecided(self) -> bool:
         """Whether the interval holds 1 inside of it."""
-        return self.low < 1.0 < self.high
+        return not self.trusted or self.low < 1.0 < self.high
+
+    def widened(self, share: float) -> CandidateLatency:
+        """The same with an interval that reaches further to each side."""
+        return replace(self, low=self.low * (1 - share), high=self.high * (1 + share))
 
     @property
     def narrow(self) -> bool:
@@ -91,6 +106,11 @@ class Load:
     order: tuple[str, ...]
     timings: Mapping[str, Floats]
 
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return len(next(iter(self.timings.values())))
+
     def later(self, name: str, other: str) -> float:
         """1 if a candidate's session was created after the other's, -1 if before."""
         return float(np.sign(self.order.index(name) - self.order.index(other)))
@@ -108,14 +128,35 @@ def summarise(loads: Sequence[Load], baseline: str, seed: int = 0, level: float 
         seed: seed of the bootstrap, which draws the same rounds for every candidate.
         level: share of the intervals that shall hold the truth.
     """
-    steady = [_steadied(load) for load in loads]
-    found = _over_rounds(steady[0], baseline, seed, level) if len(loads) == 1 else _over_loads(steady, baseline, level)
+    counted = [_steadied(load) for load in loads if load.rounds]
+    if not counted:
+        return {name: CandidateLatency(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, trusted=False) for name in loads[0].timings}
+    if len(counted) == 1 or not _both_ways(counted):
+        found = _over_rounds(_joined(counted), baseline, seed, level)
+    else:
+        found = _over_loads(counted, baseline, level)
+    base = float(np.median(_all(loads, baseline)) * 1e3)
     entries = {}
     for name, ratio in found.items():
-        seconds = np.concatenate([load.timings[name] for load in loads])
-        p50, p90, p99 = (float(value) for value in np.percentile(seconds, [50, 90, 99]) * 1e3)
-        entries[name] = CandidateLatency(p50, p90, p99, *ratio)
+        p50, p90, p99 = (float(value) for value in np.percentile(_all(loads, name), [50, 90, 99]))
+        median = base * ratio[0]
+        entries[name] = CandidateLatency(median, median * p90 / p50, median * p99 / p50, *ratio)
     return entries
+
+
+def _all(loads: Sequence[Load], name: str) -> Floats:
+    return np.concatenate([load.timings[name] for load in loads])
+
+
+def _both_ways(loads: Sequence[Load]) -> bool:
+    """Whether there are two loads at least with each order of creation of every two candidates, and four in all."""
+    names = list(loads[0].timings)
+    sides = ([load.later(name, names[0]) for load in loads] for name in names[1:])
+    return len(loads) >= 4 and all(min(side.count(1.0), side.count(-1.0)) >= 2 for side in sides)
+
+
+def _joined(loads: Sequence[Load]) -> Load:
+    return Load(loads[0].order, {name: _all(loads, name) for name in loads[0].timings})
 
 
 def _steadied(load: Load) -> Load:
@@ -125,7 +166,9 @@ def _steadied(load: Load) -> Load:
 
 
 def _over_rounds(load: Load, baseline: str, seed: int, level: float) -> dict[str, tuple[float, float, float]]:
-    """Ratios of medians, and percentiles of the bootstrap's."""
+    """Ratios of medians, and percentiles of the bootstrap's; of few rounds the lowest and the highest."""
+    if load.rounds < _FEW:
+        return {name: _extremes(load, name, baseline) for name in load.timings}
     draws = _bootstrap_medians(np.stack(list(load.timings.values())), seed)
     ratios = draws / draws[list(load.timings).index(baseline)]
     lows, highs = np.percentile(ratios, [50 * (1 - level), 50 * (1 + level)], axis=1)
@@ -133,6 +176,12 @@ def _over_rounds(load: Load, baseline: str, seed: int, level: float) -> dict[str
         name: (_ratio(load, name, baseline), float(low), float(high))
         for name, low, high in zip(load.timings, lows, highs, strict=True)
     }
+
+
+def _extremes(load: Load, name: str, baseline: str) -> tuple[float, float, float]:
+    """The median of the rounds' own ratios, the lowest and the highest: it is not between them in 2^(1 - rounds)."""
+    ratios = load.timings[name] / load.timings[baseline]
+    return float(np.median(ratios)), float(ratios.min()), float(ratios.max())
 
 
 def _ratio(load: Load, name: str, baseline: str) -> float:

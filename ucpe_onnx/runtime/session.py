@@ -18,6 +18,7 @@ from ucpe_onnx.errors import ModelError, UsageError
 from ucpe_onnx.model.files import PROTOBUF_LIMIT
 from ucpe_onnx.model.offload import complete, has_offloaded, model_file
 from ucpe_onnx.model.serialise import model_size
+from ucpe_onnx.runtime.cores import usable_cores
 
 ModelLike: TypeAlias = bytes | str | os.PathLike[str] | onnx.ModelProto
 _Request: TypeAlias = tuple[str, dict[str, str]]
@@ -64,7 +65,7 @@ class RunOptions:
 
     Attributes:
         providers: execution providers in order of preference, ``"cuda"`` as well as ``"CUDAExecutionProvider"``.
-        threads: threads within an operator; 0 lets onnxruntime decide.
+        threads: threads within an operator; 0 for as many as the process may use cores.
         opt_level: graph optimisation level, a key of ``OPT_LEVELS``.
     """
 
@@ -72,11 +73,16 @@ class RunOptions:
     threads: int = 0
     opt_level: str = "all"
 
+    @property
+    def used_threads(self) -> int:
+        """Threads within an operator, counted."""
+        return self.threads or usable_cores()
+
     def __post_init__(self) -> None:
         if self.opt_level not in OPT_LEVELS:
             raise UsageError(f"--opt-level: unknown level {self.opt_level!r}; choose from {', '.join(OPT_LEVELS)}")
         if self.threads < 0:
-            raise UsageError(f"--threads: {self.threads} is negative; give a count, or 0 to let onnxruntime decide")
+            raise UsageError(f"--threads: {self.threads} is negative; give a count, or 0 for all cores")
 
 
 def resolve_providers(names: Iterable[str]) -> tuple[str, ...]:
@@ -193,7 +199,7 @@ def _describe(model: ModelLike) -> str:
 def _settings(options: RunOptions, optimized_path: str | os.PathLike[str] | None, config: Mapping[str, str]) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = QUIET
-    settings.intra_op_num_threads = options.threads
+    settings.intra_op_num_threads = options.used_threads
     levels = ort.GraphOptimizationLevel
     # "layout" came with onnxruntime 1.22; before, "all" was the level that held the layout transformations.
     settings.graph_optimization_level = getattr(levels, OPT_LEVELS[options.opt_level], levels.ORT_ENABLE_ALL)
