@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+# Before numpy is loaded: several workers share the cores, and matrices are small.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
 
-from ucpe_onnx.calibration.cache import CACHE_VARIABLE
+import onnxruntime as ort  # noqa: E402
+import pytest  # noqa: E402
+
+from ucpe_onnx.calibration.cache import CACHE_VARIABLE  # noqa: E402
+
+
+class _PatientOptions(ort.SessionOptions):
+    """Threads of onnxruntime that wait for work sleep, so that those of other workers can run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -17,3 +31,11 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_spinning() -> Iterator[None]:
+    """Sessions of this process spend no time on waiting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ort, "SessionOptions", _PatientOptions)
+        yield

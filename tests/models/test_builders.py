@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 
 from models import ARCHITECTURES, DEEP, build, count_parameters
+from models.emitter import Emitter
 
 IMAGE = 64
 LENGTH = 48
@@ -47,22 +48,42 @@ def feeds(model, batch=1):
     return made
 
 
-def run_all(model, batch=1):
+def load(content):
+    """A session on one thread."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feeds(model, batch))
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def run(model, batch=1):
+def run_all(model, batch=1, content=None):
+    """All outputs; ``content`` is the serialised model where that is at hand."""
+    return load(content or model.SerializeToString()).run(None, feeds(model, batch))
+
+
+def run(model, batch=1, content=None):
     """The last output."""
-    return run_all(model, batch)[-1]
+    return run_all(model, batch, content)[-1]
+
+
+def checked(model):
+    """The serialised model, which onnx.checker accepts."""
+    content = model.SerializeToString()
+    onnx.checker.check_model(content, full_check=True)
+    return content
 
 
 @functools.cache
 def reference(name):
-    return run(build(name, image=small(name)))
+    """The numbers of operators, and the last output."""
+    model = build(name, image=small(name))
+    return operators(model), run(model)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """For tests of what is written around the weights: these are all the same, which takes no time to draw."""
+    monkeypatch.setattr(Emitter, "normal", lambda _, shape, std: np.zeros(shape, np.float32))
 
 
 def operators(model):
@@ -73,11 +94,13 @@ def close(actual, expected, tolerance=1e-3):
     return np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_has_the_published_number_of_parameters(name):
     assert count_parameters(build(name)) == ARCHITECTURES[name].parameters
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", DEEP)
 def test_the_deep_ones_have_it_too(name):
     assert count_parameters(build(name)) == DEEP[name].parameters
@@ -86,26 +109,26 @@ def test_the_deep_ones_have_it_too(name):
 @pytest.mark.parametrize(("name", "opset"), VARIANTS)
 def test_is_valid_and_computes_the_same_at_every_opset(name, opset):
     model = build(name, opset=opset, image=small(name))
-    onnx.checker.check_model(model, full_check=True)
+    content = checked(model)
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
     assert [value.name for value in model.graph.input] == list(ARCHITECTURES[name].inputs or ["input"])
-    outputs = run_all(model)
+    outputs = run_all(model, content=content)
     names = [f"output{index}" for index in range(len(outputs))] if len(outputs) > 1 else ["output"]
     assert [value.name for value in model.graph.output] == names
     for output, value in zip(outputs, model.graph.output, strict=True):
         assert list(output.shape) == [size.dim_value for size in value.type.tensor_type.shape.dim]
-    assert close(outputs[-1], reference(name))
+    assert close(outputs[-1], reference(name)[1])
 
 
 @pytest.mark.parametrize(("name", "opset"), [("vgg16_bn", 18), ("vit_b_16", 13), ("wide_resnet50_2", 22)])
 def test_large_ones_are_valid_and_run(name, opset):
     model = build(name, opset=opset, image=32)
-    onnx.checker.check_model(model, full_check=True)
-    output = run(model)
+    output = run(model, content=checked(model))
     assert output.shape == (1, 1000)
     assert 0.01 < np.sqrt(np.mean(output**2)) < 100
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("opset", range(13, 23))
 def test_every_opset(opset):
     for name in ("mobilenet_v2", "shufflenet_v2_x1_0"):
@@ -134,13 +157,13 @@ def test_activations_stay_in_range_and_depend_on_the_image(name):
 
 @pytest.mark.parametrize("name", MODERATE)
 def test_folding_the_batch_norms_keeps_the_function(name):
-    before = operators(build(name, image=small(name)))["BatchNormalization"]
+    before = reference(name)[0]["BatchNormalization"]
     if not before:
         pytest.skip("has no batch normalisations")
     folded = build(name, image=small(name), fold_bn=True)
-    onnx.checker.check_model(folded)
+    content = checked(folded)
     assert operators(folded)["BatchNormalization"] == STAY.get(name, 0) < before
-    assert close(run(folded), reference(name))
+    assert close(run(folded, content=content), reference(name)[1])
 
 
 def test_folding_includes_the_bias_of_the_convolution():
@@ -161,9 +184,7 @@ def test_dynamic_batch(name):
     model = build(name, image=32 if name == "vit_b_16" else small(name), batch="batch", opset=22)
     for value in (*model.graph.input, *model.graph.output):
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
-    onnx.checker.check_model(model, full_check=True)
-    three = feeds(model, batch=3)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session, three = load(checked(model)), feeds(model, batch=3)
     together = session.run(None, three)[-1]
     assert together.shape[0] == 3
     alone = session.run(None, {key: value[:1] for key, value in three.items()})[-1]
@@ -172,7 +193,7 @@ def test_dynamic_batch(name):
 
 def test_dynamic_length():
     model = build("bert_dynamic")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = load(model.SerializeToString())
     given = feeds(model)
     whole = session.run(None, given)[0]
     # Padding that the mask hides changes nothing.
@@ -199,6 +220,7 @@ def test_the_opset_does_not_change_the_weights():
     assert weights(13) == weights(22)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_operators_take_the_form_of_the_opset():
     old, new = (operators(build("convnext_tiny", image=IMAGE, opset=opset)) for opset in (16, 20))
     assert old["LayerNormalization"] == old["Gelu"] == 0
@@ -213,12 +235,14 @@ def test_operators_take_the_form_of_the_opset():
         assert len(mean.input) == inputs
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_group_norm_takes_the_form_of_the_opset():
     old, new = (operators(build("resnet50_gn", image=IMAGE, opset=opset)) for opset in (20, 21))
     assert old["InstanceNormalization"] == new["GroupNormalization"] == 53
     assert new["InstanceNormalization"] == old["GroupNormalization"] == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_attention_takes_several_forms():
     """One projection taken apart by Split and Squeeze or by Gather, three projections, shapes that are computed."""
     vit, swin, bert, dynamic = (
@@ -230,6 +254,7 @@ def test_attention_takes_several_forms():
     assert bert["LayerNormalization"] == 9
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_names_are_those_of_an_export():
     graph = build("resnet18", image=IMAGE).graph
     nodes = {node.name: node for node in graph.node}
