@@ -19,7 +19,7 @@ from ucpe_onnx.bench import main
 from ucpe_onnx.commands.bench_inputs import model_names
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 
-QUICK = ["--seconds", "0.02", "--rounds", "2", "--warmup", "1", "--threads", "1"]
+QUICK = ["--seconds", "0.02", "--rounds", "6", "--warmup", "1", "--threads", "1"]
 ONCE = [*QUICK, "--reloads", "1"]
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ucpe_onnx.errors import UsageError
 from ucpe_onnx.flags import Range, check_values, documented, flag, plain, python_only, whole
+from ucpe_onnx.options.together import check_together
 from ucpe_onnx.passes import PASS_NAMES, Watch
 from ucpe_onnx.passes.watch import ALL
 from ucpe_onnx.plan import Plan
@@ -324,24 +324,7 @@ class Options:
         check_values(chosen)
         for pattern, ratio in chosen.ratio_for:
             _RATIO.check(f"--ratio-for {pattern}", ratio)
-        chosen._check_targets()
-        for limit, given in (("--ignore", chosen.ignore), ("--ratio-for", chosen.ratio_for)):
-            for other, replacement in (("--masks", self.masks), ("--plan", self.plan)):
-                if given and replacement is not None:
-                    raise UsageError(f"{limit} and {other} exclude each other: {other} says what every consumer keeps")
-        if self.masks is not None and self.plan is not None:
-            raise UsageError("--masks and --plan exclude each other: a plan holds its own masks")
-        if self.plan is not None and self.compensate:
-            raise UsageError("--compensate and --plan exclude each other: a plan holds its own weights")
-        if self.steps > 1 and (self.criterion not in DATA_CRITERIA or self.has_budget):
-            raise UsageError("--steps goes with --ratio and a --criterion from data: others don't change on the way")
-        for wish, wanted in (("--sensitivity", self.sensitivity), ("--save-stats", self.save_stats is not None)):
-            if wanted and self.data is None:
-                raise UsageError(f"{wish} needs samples: give them with --data")
-        if self.criterion in DATA_CRITERIA and self.data is None and self.masks is None and self.plan is None:
-            raise UsageError(f"--criterion {self.criterion} needs samples: give them with --data")
-        if chosen.dump_after and self.dump_beside is None:
-            raise UsageError("--dump-after needs a place to write to: give dump_beside, a path such as 'out.onnx'")
+        check_together(chosen)
         return chosen
 
     def budgets(self) -> dict[str, float | None]:
@@ -352,20 +335,6 @@ class Options:
     def has_budget(self) -> bool:
         """Whether masks follow from a budget."""
         return self.max_accuracy_drop is not None or any(target is not None for target in self.budgets().values())
-
-    def _check_targets(self) -> None:
-        given = {f"--target-{kind}": target for kind, target in self.budgets().items() if target is not None}
-        if self.max_accuracy_drop is not None:
-            if self.data is None:
-                raise UsageError("--max-accuracy-drop needs samples: give them with --data")
-            given["--max-accuracy-drop"] = self.max_accuracy_drop
-        if len(given) > 1:
-            raise UsageError(f"{' and '.join(list(given)[:2])} exclude each other: give one target")
-        for other, replacement in (("--masks", self.masks), ("--plan", self.plan)):
-            if given and replacement is not None:
-                raise UsageError(f"{next(iter(given))} and {other} exclude each other: {other} says what is kept")
-        if self.target_latency is not None and not self.measures:
-            raise UsageError("--target-latency needs to measure: give --bench-seconds above 0")
 
     @property
     def measures(self) -> bool:
