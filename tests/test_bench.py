@@ -92,7 +92,7 @@ def test_table(folder, measured, capsys):
 
 
 def test_json(folder, capsys):
-    assert main(["a.onnx", "b.onnx", "--json", "out.json", "-q", *QUICK, "--reloads", "6"]) == 0
+    assert main(["a.onnx", "b.onnx", "--json", "out.json", "-q", *QUICK, "--seconds", "1", "--reloads", "6"]) == 0
     assert capsys.readouterr() == ("", "")
     found = json.loads((folder / "out.json").read_text())
     assert found["baseline"] == "a.onnx" and list(found["candidates"]) == ["a.onnx", "b.onnx"]

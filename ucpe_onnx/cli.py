@@ -22,7 +22,8 @@ from ucpe_onnx.commands.shared import (
 )
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
 from ucpe_onnx.flags import add_flags, given
-from ucpe_onnx.model.files import all_or_nothing, external_files, save_model, weights_file, write_text
+from ucpe_onnx.model.files import external_files, save_model, weights_file
+from ucpe_onnx.model.writing import all_or_nothing, write_text
 from ucpe_onnx.options import BUDGETS, CHECKS, CHOICE, DEFECTS, LAYOUT, LIMITS, SAMPLES, Options
 from ucpe_onnx.passes import PASS_NAMES, dump_path
 from ucpe_onnx.pipeline import Result, prune
@@ -142,11 +143,10 @@ def _check_files(args: argparse.Namespace, json_file: Path | None) -> None:
         "--data": data,
         "--test-data": test,
     }
-    weights = weights_file(args.output)
-    if any(path is not None and os.path.exists(path) for path in (weights, *outputs.values())):
+    if any(path is not None and os.path.exists(path) for path in outputs.values()):
         inputs |= {f"the weights of in.onnx, {path}": path for path in external_files(args.input)}
-    if args.save_external_data or os.path.exists(weights):  # above 2 GiB it is written without being asked for
-        outputs["the weights of out.onnx"] = weights
+    if args.save_external_data:
+        outputs["the weights of out.onnx"] = weights_file(args.output)
     check_outputs(outputs, inputs)
     if args.save_external_data and args.output.exists() and not args.output.is_file():
         raise UsageError(f"{args.output}: --save-external-data needs a regular file to write weights beside")

@@ -27,7 +27,8 @@ from ucpe_onnx.commands.shared import (
 )
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
 from ucpe_onnx.flags import add_flags, given
-from ucpe_onnx.model.files import all_or_nothing, save_model
+from ucpe_onnx.model.files import save_model
+from ucpe_onnx.model.writing import all_or_nothing
 from ucpe_onnx.report.summary import print_summary
 from ucpe_onnx.train.options import GOES, TRAINING, TrainOptions
 

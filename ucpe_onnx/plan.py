@@ -14,8 +14,8 @@ import onnx
 
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.masks import Mask
-from ucpe_onnx.model.files import write_text
 from ucpe_onnx.model.new_weights import NewWeight, with_weights
+from ucpe_onnx.model.writing import write_text
 
 FORMAT = "ucpe-plan/1"
 

@@ -199,7 +199,7 @@ def test_discarding_keeps_what_others_need(offload):
     with Offload() as place:
         source = place.store(layers())
         masked = place.store(masked_model(source, {"own": np.arange(64) > 8}))
-        assert len(os.listdir(next(offload.iterdir()))) == 2
+        assert len(list(next(offload.iterdir()).glob("weights-*"))) == 2
         place.discard(masked, source)
         assert complete(source) == layers()
-        assert len(os.listdir(next(offload.iterdir()))) == 1
+        assert len(list(next(offload.iterdir()).glob("weights-*"))) == 1

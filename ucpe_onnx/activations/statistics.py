@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ucpe_onnx.activations.shrinkage import shrunk
 from ucpe_onnx.errors import DataError, UcpeError
-from ucpe_onnx.model.files import partial_file
+from ucpe_onnx.model.writing import partial_file
 
 Array = npt.NDArray[Any]
 

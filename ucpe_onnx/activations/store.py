@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.folders import TemporaryFolder
 
 Array = npt.NDArray[Any]
 
@@ -56,7 +57,7 @@ class Store:
         self._budget = budget
         self._held = 0
         self._files = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: TemporaryFolder | None = None
 
     def __enter__(self) -> Store:
         return self
@@ -83,7 +84,7 @@ class Store:
             return Stored(array, None, array.nbytes)
         try:
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True)
+                self._folder = TemporaryFolder()
             self._files += 1
             path = os.path.join(self._folder.name, f"{self._files}.npy")
             np.save(path, array)

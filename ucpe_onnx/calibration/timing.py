@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import onnx
 
 from ucpe_onnx.calibration.networks import Profile
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.folders import TemporaryFolder
 from ucpe_onnx.runtime.session import RunOptions, Session, make_session
 
 Progress: TypeAlias = Callable[[float], None]
@@ -96,7 +96,7 @@ def profile_graphs(
     takes without it.
     """
     end = clock() + seconds
-    with tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True) as folder:
+    with TemporaryFolder() as folder:
         pairs = [_profiled_and_plain(graph, options, os.path.join(folder, str(i))) for i, graph in enumerate(graphs)]
         feeds = [_feed(graph) for graph in graphs]
         alone: list[list[float]] = [[] for _ in graphs]

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ucpe_onnx.errors import EXIT_FAILED, UcpeError, UsageError
 from ucpe_onnx.flags import TakesFlags
-from ucpe_onnx.model.files import check_writable, write_text
+from ucpe_onnx.model.writing import check_writable, write_text
 from ucpe_onnx.version import __version__
 
 

@@ -1,19 +1,17 @@
-"""Model files in and out: clear errors on the way in, nothing half-written on the way out."""
+"""Model files in and out: clear errors on the way in, graph and weights that fit together on the way out."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 
-from ucpe_onnx.errors import ModelError, UcpeError, UsageError
+from ucpe_onnx.errors import ModelError, UcpeError
 from ucpe_onnx.model.external_data import (
     ExternalDataError,
     external_locations,
@@ -25,6 +23,7 @@ from ucpe_onnx.model.limits import check_tensors
 from ucpe_onnx.model.offload import Offload, has_offloaded, model_file
 from ucpe_onnx.model.serialise import model_size, write_model
 from ucpe_onnx.model.skeleton import skeleton
+from ucpe_onnx.model.writing import all_or_nothing, partial_file, removed_afterwards
 
 PROTOBUF_LIMIT = 2**31 - 2**20
 """Bytes that one protobuf message may hold (2 GiB), less a margin for the graph around the weights."""
@@ -134,94 +133,6 @@ def model_sha256(model: onnx.ModelProto) -> str:
     return digest.hexdigest()
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Fail before hours of work, not after, when an output can't be written.
-
-    Raises:
-        UsageError: the path is a directory, or its folder does not exist or can't be written to.
-    """
-    file = Path(path)
-    try:
-        if file.is_dir():
-            raise UsageError(f"{file}: is a directory; give the path of a file to write")
-        if not file.parent.is_dir():
-            raise UsageError(f"{file}: can't be written, {file.parent} is not a directory; make it first")
-        with partial_file(file) as partial:
-            if partial != file:
-                partial.touch()
-                partial.unlink()
-    except OSError as error:
-        raise UsageError(f"{file}: can't be written ({error.strerror}); give a path in a writable folder") from error
-
-
-_pending: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("_pending", default=None)
-"""Complete files and the names that they get when the block of :func:`all_or_nothing` ends."""
-
-
-@contextmanager
-def all_or_nothing() -> Iterator[None]:
-    """Files that the block writes appear when it ends well, in their order; if it does not, none of them does.
-
-    Raises:
-        UcpeError: a file can't be put in its place.
-    """
-    if _pending.get() is not None:
-        yield
-        return
-    pending: list[tuple[Path, Path]] = []
-    token = _pending.set(pending)
-    try:
-        yield
-        for partial, file in pending:
-            try:
-                os.replace(partial, file)
-            except OSError as error:
-                raise UcpeError(f"{file}: can't be written ({error.strerror})") from error
-    finally:
-        _pending.reset(token)
-        for partial, _ in pending:
-            partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def partial_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside ``path`` to write to; renamed to ``path`` if the block ends well, removed if it does not.
-
-    Links stay links. What is no regular file, such as ``/dev/null``, is written to directly: renaming would replace it.
-    """
-    file = Path(path)
-    if file.exists() and not file.is_file():
-        yield file
-        return
-    file = Path(os.path.realpath(file))
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    pending = _pending.get()
-    later = False
-    try:
-        yield partial
-        later = pending is not None and partial.exists()
-        if pending is not None and later:
-            pending.append((partial, file))
-        elif partial.exists():
-            os.replace(partial, file)
-    finally:
-        if not later:
-            partial.unlink(missing_ok=True)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file at once: a reader sees the old content or the new, never half.
-
-    Raises:
-        UcpeError: the file can't be written.
-    """
-    try:
-        with partial_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UcpeError(f"{os.fspath(path)}: can't be written ({error.strerror})") from error
-
-
 def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data: bool = False) -> None:
     """Write an ONNX file at once.
 
@@ -245,20 +156,38 @@ def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, external
 
 
 def weights_file(path: str | os.PathLike[str]) -> Path:
-    """Where :func:`save_model` writes the weights of a model that it does not keep in one file."""
+    """Where :func:`save_model` would write the weights of a model that it does not keep in one file.
+
+    ``<name>.data`` unless there is such a file: what may be the weights of a model that is there now is not replaced,
+    since somebody could read that model, or the process could die, before the new one is in its place.
+    """
     file = Path(os.path.realpath(path))  # links stay links: the weights go beside the real file
-    return file.with_name(f"{file.name}.data")
+    names = [f"{file.name}.data", *(f"{file.name}.{number}.data" for number in range(2, 10_000))]
+    return next(file.with_name(name) for name in names if not os.path.lexists(file.with_name(name)))
 
 
 def _save_with_external_data(model: onnx.ModelProto, file: Path) -> None:
     if file.exists() and not file.is_file():
         raise ValueError("it is no regular file, so that there is no place beside it for the weights")
-    weights = weights_file(file)
+    weights, old = weights_file(file), _own_weights(file)
     with all_or_nothing():
         with partial_file(weights) as partial, partial.open("wb") as stream:
             light = move_weights(model, weights.name, stream)
         with partial_file(file) as partial, partial.open("wb") as stream:
             write_model(light, stream.write)
+        removed_afterwards(old)
+
+
+def _own_weights(file: Path) -> list[Path]:
+    """Files of weights that :func:`save_model` wrote for the model that is there now, and that no other one reads."""
+    real = Path(os.path.realpath(file))
+    ours = re.compile(re.escape(real.name) + r"(\.\d+)?\.data")
+    found = {path for path in external_files(real) if ours.fullmatch(path.name) and path.parent == real.parent}
+    for folder in (real.parent, real.parent.parent) if found else ():  # a model's weights lie beside it, or below
+        for other in folder.glob("*.onnx"):
+            if other != real:
+                found.difference_update(Path(os.path.realpath(path)) for path in external_files(other))
+    return sorted(found)
 
 
 def _first_line(error: BaseException) -> str:

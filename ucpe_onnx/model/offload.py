@@ -24,6 +24,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.folders import TemporaryFolder
 from ucpe_onnx.model.limits import tensor_bytes
 
 LEAST_MODEL = 2**25
@@ -67,7 +68,7 @@ class Offload:
     """
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: TemporaryFolder | None = None
         self._files = 0
 
     def __enter__(self) -> Offload:
@@ -114,7 +115,7 @@ class Offload:
 
     def _new_path(self) -> str:
         if self._folder is None:  # Windows keeps mapped files, hence the errors to ignore
-            self._folder = tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True)
+            self._folder = TemporaryFolder()
             _open.add(os.path.realpath(self._folder.name))
         self._files += 1
         return os.path.join(os.path.realpath(self._folder.name), f"weights-{self._files}")

@@ -8,7 +8,6 @@ that onnxruntime saves when a session is made.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.folders import TemporaryFolder
 from ucpe_onnx.model.offload import trim_memory
 from ucpe_onnx.runtime.optimised_checks import KINDS, Finding, find, is_convolution
 from ucpe_onnx.runtime.optimised_graph import BLOCKED, OptimisedView
@@ -119,7 +119,7 @@ def read_optimised(
 def _optimise(model: onnx.ModelProto, options: RunOptions) -> onnx.ModelProto:
     """The graph that onnxruntime makes of a model, without its weights."""
     # Windows keeps mapped files, hence the errors to ignore.
-    with tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True) as folder:
+    with TemporaryFolder() as folder:
         path = os.path.join(folder, "optimised.onnx")
         make_session(model, options, path, config=_WEIGHTS_APART)
         trim_memory()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from google.protobuf.message import EncodeError
 
 from ucpe_onnx.errors import ModelError, UsageError
 from ucpe_onnx.model.files import PROTOBUF_LIMIT
+from ucpe_onnx.model.folders import TemporaryFolder
 from ucpe_onnx.model.offload import complete, has_offloaded, model_file
 from ucpe_onnx.model.serialise import model_size
 from ucpe_onnx.runtime.cores import usable_cores
@@ -235,7 +235,7 @@ def _load_proto(model: onnx.ModelProto, settings: Any, providers: tuple[_Request
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     # onnxruntime has read or mapped the files once the session exists; Windows keeps mapped files, hence the ignore.
-    with tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True) as folder:
+    with TemporaryFolder() as folder:
         path = os.path.join(folder, "model.onnx")
         try:
             onnx.save_model(copy, path, save_as_external_data=True, location="weights", convert_attribute=True)

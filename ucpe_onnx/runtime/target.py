@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ucpe_onnx.errors import UcpeError
+from ucpe_onnx.model.folders import TemporaryFolder
 from ucpe_onnx.runtime.session import RunOptions, make_session
 
 PRECISIONS = ("float32", "int8")
@@ -216,7 +216,7 @@ def probed_block() -> int:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     try:
-        with tempfile.TemporaryDirectory(prefix="ucpe-", ignore_cleanup_errors=True) as folder:
+        with TemporaryFolder() as folder:
             path = os.path.join(folder, "probe.onnx")
             make_session(model, RunOptions(threads=1, opt_level="all"), path)
             return _block_in(onnx.load(path))
