@@ -39,7 +39,7 @@ class Lowering:
         meaning: what reports say of it.
         colours: of its name in reports, on light and on dark ground.
         reads: what it reads.
-        kind: the solver's kind of reading that it carries out.
+        kind: the solver's kind of reading that it carries out; the lowering of the same name says what that is.
         needs: what a consumer has to be able to do, in the order in which it is asked.
         everything_kept: a reading of the whole in which every channel is kept; else some have zero weights.
         contiguous: a selection of channels that lie side by side.
@@ -60,11 +60,6 @@ class Lowering:
     def split(self) -> bool:
         """Whether every block of the segment has to be a tensor of its own."""
         return self.reads == Reads.BLOCKS
-
-    @property
-    def copies(self) -> bool:
-        """Whether it copies memory."""
-        return self.reads == Reads.SELECTION or self.joined
 
     @property
     def askable(self) -> bool:

@@ -75,7 +75,7 @@ class SegmentPlan:
     split: bool = False
 
     def lowering(self, consumer: str) -> Lowering:
-        """How a consumer gets its channels."""
+        """How a consumer gets its channels; in a plan from outside names have to be checked before."""
         return LOWERINGS[self.lowerings.get(consumer, UNSAID.name)]
 
 

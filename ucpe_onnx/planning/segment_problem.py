@@ -331,7 +331,7 @@ class ProblemMaker:
         return frozenset(possible & self.question.rule.kinds) or frozenset({UNSAID.kind})
 
     def _is_open(self, reader: Consumer, mask: Mask | None, lowering: Lowering) -> bool:
-        """Whether a consumer may take a lowering here, and that is worth a thought."""
+        """Whether a consumer may take a lowering here, and might gain from it."""
         if lowering.reads in (Reads.SELECTION, Reads.OWN) and mask is None:
             return False
         if lowering.reads == Reads.OWN and (len(self.segment.consumers) == 1 or self.segment.partitions):

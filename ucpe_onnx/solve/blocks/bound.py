@@ -106,10 +106,7 @@ def _reading(prices: BlockPrices, units: IntArray, charged: Sequence[Any], free:
         cases = [whole_us * tensor.whole, whole_us, whole_us + tensor.reorder_us]
         for reader in prices.readers_of[index]:
             offers = _offers(prices, reader, present.sum(axis=0))
-            own_prices = problem.readers[reader].prices.items()
-            apart = min(
-                (price.us(0.0, 0, 0, ragged=False) for kind, price in own_prices if kind in APART), default=np.inf
-            )
+            apart = min(prices.apart(reader).values(), default=np.inf)
             for case in range(len(cases)):
                 own = np.minimum.reduce(offers[: case + 1]) + charged[reader]
                 cases[case] = cases[case] + np.minimum(own, apart + free[reader])

@@ -193,7 +193,7 @@ class BlockPrices:
             whole_us = tensor.whole_us + (tensor.ragged_us if ragged else 0.0)
         readers = self.readers_of[index]
         offers = [
-            self._apart(reader) if duplicated >> reader & 1 else self._offers(reader, blocks) for reader in readers
+            self.apart(reader) if duplicated >> reader & 1 else self._offers(reader, blocks) for reader in readers
         ]
         best, chosen = float("inf"), [""] * len(readers)
         for shared, barred in (
@@ -213,7 +213,7 @@ class BlockPrices:
             kinds[reader] = kind
         return best
 
-    def _apart(self, reader: int) -> dict[str, float]:
+    def apart(self, reader: int) -> dict[str, float]:
         """What each kind costs a reader whose channels need not be there."""
         prices = self.problem.readers[reader].prices
         return {kind: price.us(0.0, 0, 0, ragged=False) for kind, price in prices.items() if kind in APART}

@@ -98,7 +98,7 @@ class Price:
         return parts if self.copies is None else parts + self.copies[ragged](width)
 
 
-class Reads(Enum):
+class Reach(Enum):
     """Which blocks of its tensor a reader reads: all of them, those that hold what it keeps, or none."""
 
     ALL = auto()
@@ -111,13 +111,13 @@ class Kind:
     """How a reader may get its channels: all that the solver knows of it.
 
     Attributes:
-        reads: Which blocks it reads. If all, and there are several, these are joined; if none, what only such readers
+        reach: Which blocks it reads. If all, and there are several, these are joined; if none, what only such readers
             keep need not be emitted.
         price: What it costs a reader; None if the reader can't do it. If no blocks are read, the price must be flat.
         reorders: Whether the tensor has to be in a layout that can be gathered from.
     """
 
-    reads: Reads
+    reach: Reach
     price: Callable[[BlockReader], Price | None]
     reorders: bool = False
 
@@ -128,22 +128,25 @@ def _flat(us: float | None) -> Price | None:
 
 KIND_FACTS: Mapping[str, Kind] = MappingProxyType(
     {
-        "union": Kind(Reads.ALL, lambda reader: Price()),
-        "gather": Kind(Reads.ALL, lambda reader: _flat(reader.select_us), reorders=True),
-        "partial": Kind(Reads.NEEDED, lambda reader: Price(part_us=reader.part_us)),
-        "concat": Kind(Reads.NEEDED, lambda reader: Price(copies=(reader.concat, reader.concat_ragged))),
-        "duplicate": Kind(Reads.NONE, lambda reader: _flat(reader.duplicate_us)),
+        "union": Kind(Reach.ALL, lambda reader: Price()),
+        "gather": Kind(Reach.ALL, lambda reader: _flat(reader.select_us), reorders=True),
+        "partial": Kind(Reach.NEEDED, lambda reader: Price(part_us=reader.part_us)),
+        "concat": Kind(Reach.NEEDED, lambda reader: Price(copies=(reader.concat, reader.concat_ragged))),
+        "duplicate": Kind(Reach.NONE, lambda reader: _flat(reader.duplicate_us)),
     }
 )
 """How a reader gets its channels, in the order that settles ties."""
 
 KINDS = tuple(KIND_FACTS)
-"""Their names, and those of the ones that read the whole tensor, blocks of it, or nothing; and that have it reordered.
-"""
-WHOLE = frozenset(name for name, kind in KIND_FACTS.items() if kind.reads == Reads.ALL)
-BLOCKWISE = frozenset(name for name, kind in KIND_FACTS.items() if kind.reads == Reads.NEEDED)
-APART = frozenset(name for name, kind in KIND_FACTS.items() if kind.reads == Reads.NONE)
+"""Their names."""
+
+WHOLE, BLOCKWISE, APART = (
+    frozenset(name for name, kind in KIND_FACTS.items() if kind.reach == reach) for reach in Reach
+)
+"""Names of the kinds that read all blocks of a tensor, those that they need, and none."""
+
 REORDERED = frozenset(name for name, kind in KIND_FACTS.items() if kind.reorders)
+"""Names of the kinds that read from a layout that can be gathered from."""
 
 
 @dataclass(frozen=True)
