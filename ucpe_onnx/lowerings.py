@@ -1,7 +1,7 @@
 """Lowerings: how a consumer gets its channels. What is known of each is said here, once.
 
 Planning, the passes and the reports ask these facts and know no names. What a lowering costs is the solver's affair: a
-lowering names the kind of reading (:data:`ucpe_onnx.solve.blocks.KIND_FACTS`) that it carries out.
+lowering names the kind of reading (`KIND_FACTS` in :mod:`ucpe_onnx.solve.blocks.problem`) that it carries out.
 """
 
 from __future__ import annotations
