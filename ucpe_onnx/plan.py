@@ -13,19 +13,12 @@ import numpy as np
 import onnx
 
 from ucpe_onnx.errors import MaskError
+from ucpe_onnx.lowerings import LOWERINGS, UNSAID, Lowering
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.model.new_weights import NewWeight, with_weights
 from ucpe_onnx.model.writing import write_text
 
 FORMAT = "ucpe-plan/1"
-
-LOWERINGS = ("direct", "union", "gather", "slice", "partial", "concat", "duplicate")
-"""How a consumer gets its channels.
-
-It reads all that is emitted (``direct``); all of it, some with zero weights (``union``); a Gather or a Slice of it; the
-blocks that it needs, as a sum of one node for each (``partial``) or joined again (``concat``); what producers of its
-own make (``duplicate``).
-"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ class SegmentPlan:
             own.
         blocks: the same slots, cut at least where a group ends whose place is fixed (operand of a Concat). Unless they
             are split, they say no more than the order.
-        lowerings: for each consumer one of :data:`LOWERINGS`.
+        lowerings: for each consumer one of :data:`ucpe_onnx.lowerings.LOWERINGS`.
         objective: predicted time of the layers around the segment, in microseconds.
         bound: no layout is predicted to take less.
         status: OPTIMAL if objective and bound meet, else FEASIBLE.
@@ -80,6 +73,10 @@ class SegmentPlan:
     status: str = "OPTIMAL"
     seconds: float = 0.0
     split: bool = False
+
+    def lowering(self, consumer: str) -> Lowering:
+        """How a consumer gets its channels; in a plan from outside names have to be checked before."""
+        return LOWERINGS[self.lowerings.get(consumer, UNSAID.name)]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 
 from ucpe_onnx.analysis.layout import segment_layouts
-from ucpe_onnx.analysis.trace import Segment, Trace
+from ucpe_onnx.analysis.slots import IntArray
+from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
+from ucpe_onnx.lowerings import LOWERINGS, Lowering, Reads
+from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import Plan, SegmentPlan
+from ucpe_onnx.planning.apply import Groups
 from ucpe_onnx.planning.routes import Routes
-
-KINDS = ("partial", "concat", "duplicate", "gather", "union")
 
 
 def split_at_random(trace: Trace, plan: Plan, random: np.random.Generator) -> Plan:
@@ -27,19 +29,24 @@ def split_at_random(trace: Trace, plan: Plan, random: np.random.Generator) -> Pl
         layouts = segment_layouts(trace, segment, segments[-1].order)
         for name in segment.consumers:
             consumer, keep = trace.consumers[name], plan.consumers[name].mask()
-            layout = layouts[consumer.use.tensor_axis]
-            possible = ["direct" if keep[layout].all() else "union"]
-            if routes.selects(consumer) and keep.any():
-                possible += ["concat"] if routes.divides(consumer) else []
-                possible += ["partial"] if routes.summable(consumer) else []
-                possible += ["duplicate"] if routes.separable(consumer) else []
-                possible += [] if keep[layout].all() else ["gather"]
-            wanted = [kind for kind in possible if kind in KINDS]
-            lowerings[name] = str(random.choice(wanted or possible))
+            emitted = segments[-1].blocks, layouts[consumer.use.tensor_axis]
+            possible = [x for x in LOWERINGS.values() if _can(routes, x, consumer, keep, emitted)]
+            wanted = [lowering for lowering in possible if lowering.askable]
+            lowerings[name] = str(random.choice([lowering.name for lowering in wanted or possible]))
             reads[name] = ()
         segments[-1] = replace(segments[-1], lowerings=lowerings)
     consumers = {name: replace(consumer, read=reads[name]) for name, consumer in plan.consumers.items()}
     return replace(plan, consumers=consumers, segments=tuple(segments))
+
+
+def _can(routes: Routes, lowering: Lowering, consumer: Consumer, keep: Mask, emitted: tuple[Groups, IntArray]) -> bool:
+    """Whether a consumer can take a lowering, and a plan may then say so."""
+    if lowering.reads == Reads.WHOLE:
+        return lowering.everything_kept == bool(keep[emitted[1]].all())
+    if not keep.any() or routes.unmet(consumer, lowering) is not None:
+        return False
+    read = routes.read(consumer, lowering, emitted, keep)
+    return lowering.reads != Reads.SELECTION or read.size < emitted[1].size
 
 
 def _split(segment: Segment, decided: SegmentPlan, random: np.random.Generator) -> SegmentPlan:

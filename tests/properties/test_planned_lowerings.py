@@ -18,6 +18,7 @@ from tests.properties.graphs import Case, models
 from tests.properties.running import to_text
 from tests.properties.test_emitted_equals_masked import _STYLES, _TARGETS, _masks
 from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.lowerings import LOWERINGS, Reads
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
@@ -30,9 +31,9 @@ _LONG_RUN = os.environ.get("UCPE_FUZZ", "")
 """Number of examples for a long search with fresh random numbers; else few, and the same ones every time."""
 
 TARGETS = (*_TARGETS, Target(read_multiple=2, joined_multiple=4, minimum=2, block=2))
-AT_ONCE = ("union", "gather", "duplicate")
+AT_ONCE = tuple(name for name, x in LOWERINGS.items() if x.askable and not x.split and not x.contiguous)
 """Lowerings that leave a segment one block: the solver tries them all."""
-IN_BLOCKS = ("partial", "concat")
+IN_BLOCKS = tuple(name for name, x in LOWERINGS.items() if x.split)
 """Those for which it searches, until it is proven to be near enough to the best."""
 NEAR_ENOUGH = 1.01
 
@@ -66,7 +67,7 @@ def check_choice(model: onnx.ModelProto, traced: Trace, masks: Mapping[str, Mask
     by_hand = replace(plan, consumers={name: replace(c, read=()) for name, c in plan.consumers.items()})
     kinds = {name: kind for segment in plan.segments for name, kind in segment.lowerings.items()}
     for name, consumer in check_plan(by_hand, traced, "").consumers.items():
-        if kinds[name] not in ("gather", "slice"):  # which may read more than they keep, to fill a width up
+        if LOWERINGS[kinds[name]].reads != Reads.SELECTION:  # which may read more than they keep, to fill a width up
             assert consumer.read == plan.consumers[name].read
     return plan
 

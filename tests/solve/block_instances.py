@@ -137,17 +137,56 @@ def fixed_layouts(problem: BlockProblem) -> list[BlockSolution]:
 
 
 def brute_force(problem: BlockProblem, blocks: int = 3) -> float:
-    """The least cost over all partitions into a few blocks and all kinds, by the definition."""
+    """The least cost over all partitions into a few blocks and all kinds.
+
+    What is valid the evaluation says; the price is worked out here, and the evaluation must agree.
+    """
     groups = [_partitions(problem, group, blocks) for group in range(len(problem.groups))]
     best = math.inf
     for layout in product(*groups):
         for kinds in product(*(reader.kinds for reader in problem.readers)):
             choices = tuple(_choice(problem, index, kind, layout) for index, kind in enumerate(kinds))
             try:
-                best = min(best, evaluate(problem, BlockSolution(layout, choices, 0.0, 0.0, FEASIBLE, 0.0)))
+                us = evaluate(problem, BlockSolution(layout, choices, 0.0, 0.0, FEASIBLE, 0.0))
             except ValueError:  # a class that nobody duplicated is missing
                 continue
+            assert math.isclose(us, plain_us(problem, layout, kinds), rel_tol=1e-12, abs_tol=1e-9)
+            best = min(best, us)
     return best
+
+
+def plain_us(problem: BlockProblem, layout: Sequence[Sequence[Block]], kinds: Sequence[str]) -> float:
+    """The price of a layout, kind by kind, without anything that the solver or the evaluation use."""
+    step, even = problem.width_multiple, problem.joined_multiple
+    us = 0.0
+    for group, blocks in zip(problem.groups, layout, strict=True):
+        us += sum(table(block.width) for table in group.made for block in blocks)
+        us += group.block_us * (len(blocks) - 1 if blocks else 0)
+    for index, (reader, kind) in enumerate(zip(problem.readers, kinds, strict=True)):
+        present = [block for group in problem.tensors[reader.tensor].groups for block in layout[group]]
+        kept = [
+            block for block in present if any(index in problem.classes[member].readers for member, _ in block.channels)
+        ]
+        widths = [math.ceil(block.width / step) * step for block in (present if kind == "union" else kept)]
+        if kind == "gather":
+            us += reader.select_us
+        elif kind == "duplicate":
+            us += reader.duplicate_us
+        else:
+            us += reader.cost(sum(widths))
+        if kind == "partial" and kept:
+            us += (len(kept) - 1) * reader.part_us
+        if kind == "concat" and len(kept) > 1:
+            copy = reader.concat if all(block.width % even == 0 for block in kept) else reader.concat_ragged
+            us += copy.call_us + copy.channel_us * sum(widths)
+    for index, tensor in enumerate(problem.tensors):
+        used = {kind for kind, reader in zip(kinds, problem.readers, strict=True) if reader.tensor == index}
+        present = [block for group in tensor.groups for block in layout[group]]
+        if "gather" in used:
+            us += tensor.reorder_us
+        if len(present) > 1 and (tensor.whole or "union" in used or "gather" in used):
+            us += tensor.whole_us + (tensor.ragged_us if any(block.width % even for block in present) else 0.0)
+    return us
 
 
 def _choice(problem: BlockProblem, index: int, kind: str, layout: Sequence[Sequence[Block]]) -> Choice:

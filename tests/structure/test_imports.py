@@ -9,9 +9,10 @@ from pathlib import Path
 import ucpe_onnx
 
 ORDER = (
-    *("version", "errors", "flags", "solve", "model", "samples", "masks", "analysis", "plan", "masked", "runtime"),
-    *("passes", "activations", "selection", "compensation", "planning", "calibration", "budget", "options", "commands"),
-    *("run", "report", "pipeline", "train", "__init__", "cli", "inspect", "bench", "pdp", "__main__"),
+    *("version", "errors", "flags", "solve", "model", "samples", "masks", "lowerings", "analysis", "plan"),
+    *("masked", "runtime", "passes", "activations", "selection", "compensation", "planning", "calibration", "budget"),
+    *("options", "commands", "run", "report", "pipeline", "train"),
+    *("__init__", "cli", "inspect", "bench", "pdp", "__main__"),
 )
 """Every module or package of the top level, each of which imports only what stands before it, and itself."""
 

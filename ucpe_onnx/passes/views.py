@@ -14,6 +14,7 @@ from ucpe_onnx.analysis.layer_ops import FUSING
 from ucpe_onnx.analysis.restriction import Restrictions
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer
+from ucpe_onnx.lowerings import Reads
 from ucpe_onnx.passes.infra import Emission
 
 BLOCK, OWN, SELECTED = "block", "own", "selected"
@@ -165,18 +166,18 @@ class Views:
         consumer = self.emission.trace.consumers[node.name]
         tensor = str(consumer.use.tensor_axis[0])
         plan = self.emission.plan.consumers[node.name]
-        kind = self.emission.plan.segments[consumer.segment].lowerings.get(node.name, "union")
-        if kind in ("gather", "slice"):
+        lowering = self.emission.plan.segments[consumer.segment].lowering(node.name)
+        if lowering.reads == Reads.SELECTION:
             return ReadParts((self.canonical(tensor, self._selection(consumer, plan.read)),))
-        if kind == "duplicate":
+        if lowering.reads == Reads.OWN:
             slots = tuple(dict.fromkeys(consumer.slots[list(plan.read)].tolist()))
             return ReadParts((self.canonical(tensor, View(consumer.segment, OWN, f"for_{node.name}", slots)),))
-        if kind in ("partial", "concat"):
+        if lowering.reads == Reads.BLOCKS:
             read, axis = set(plan.read), consumer.use.tensor_axis
             wanted = [
                 view for view in self.blocks_of(tensor, consumer.segment) if int(self.positions(view, axis)[0]) in read
             ]
-            return ReadParts(tuple(self.canonical(tensor, view) for view in wanted), joined=kind == "concat")
+            return ReadParts(tuple(self.canonical(tensor, view) for view in wanted), joined=lowering.joined)
         return ReadParts((None,))
 
     def sources(self, node: Node, view: Part) -> Iterator[tuple[int, Part]]:

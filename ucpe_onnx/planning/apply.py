@@ -11,13 +11,13 @@ from ucpe_onnx.analysis.layer_ops import BLOCKED
 from ucpe_onnx.analysis.layout import segment_layouts
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer, Trace
+from ucpe_onnx.lowerings import LOWERINGS, Lowering, Reads, selection, whole
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import Plan, SegmentPlan
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.planning.segment_problem import Question, SegmentProblem
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.solve.blocks import BlockSolution
-from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL
 
 Groups = tuple[tuple[int, ...], ...]
 
@@ -27,12 +27,27 @@ class Lowered:
     """A decision for one consumer.
 
     Attributes:
-        kind: one of :data:`ucpe_onnx.plan.LOWERINGS`.
+        kind: one of :data:`ucpe_onnx.lowerings.LOWERINGS`.
         read: original channels that it reads, in emitted order.
     """
 
     kind: str
     read: IntArray
+
+    @classmethod
+    def whole(cls, layout: IntArray, keep: Mask) -> Lowered:
+        """A consumer reads a tensor as it is."""
+        return cls(whole(everything_kept=bool(keep[layout].all())).name, layout)
+
+    @classmethod
+    def untouched(cls, channels: int) -> Lowered:
+        """A consumer reads and keeps a tensor from which nothing is removed."""
+        return cls.whole(np.arange(channels, dtype=np.int64), np.ones(channels, dtype=bool))
+
+    def with_everything_kept(self) -> Lowered:
+        """The same where all is kept that is read."""
+        reads_all = LOWERINGS[self.kind].reads == Reads.WHOLE
+        return replace(self, kind=whole(everything_kept=True).name) if reads_all else self
 
 
 @dataclass(frozen=True)
@@ -68,15 +83,22 @@ def applied(
     segment = question.segment
     kinds = {name: c.kind for name, c in zip(solved.posed.readers, solved.found.choices, strict=True)}
     several = any(len(group) > 1 for group in solved.found.groups)
-    blocks = _blocks(question, solved, several or DUPLICATE in kinds.values())
+    apart = any(LOWERINGS[kind].reads == Reads.OWN for kind in kinds.values())
+    blocks = _blocks(question, solved, several or apart)
     order = tuple(slot for block in blocks for slot in block)
     layouts = segment_layouts(routes.trace, segment, order)
     lowered = {
-        name: _lowered(routes, routes.trace.consumers[name], question.masks.get(name), kind, (blocks, layouts, target))
+        name: _lowered(
+            routes,
+            routes.trace.consumers[name],
+            question.masks.get(name),
+            LOWERINGS[kind],
+            (blocks, layouts, target),
+        )
         for name, kind in kinds.items()
     }
     if fill:  # what is read is kept: no zero weights are left
-        lowered = {n: replace(c, kind="direct") if c.kind == "union" else c for n, c in lowered.items()}
+        lowered = {name: choice.with_everything_kept() for name, choice in lowered.items()}
     plan = SegmentPlan(
         id=segment.id,
         order=order,
@@ -85,7 +107,7 @@ def applied(
         objective=round(solved.found.objective, 3),
         bound=round(solved.found.bound, 3),
         status=solved.found.status,
-        split=bool({PARTIAL, CONCAT}.intersection(choice.kind for choice in lowered.values())),
+        split=any(LOWERINGS[choice.kind].split for choice in lowered.values()),
     )
     return plan, lowered
 
@@ -118,20 +140,18 @@ def _lowered(
     routes: Routes,
     consumer: Consumer,
     mask: Mask | None,
-    kind: str,
+    lowering: Lowering,
     emitted: tuple[Groups, Mapping[AxisKey, IntArray], Target],
 ) -> Lowered:
     blocks, layouts, target = emitted
     layout = layouts[consumer.use.tensor_axis]
     keep = np.ones(consumer.channels, dtype=bool) if mask is None else mask
-    whole = Lowered("direct" if keep[layout].all() else "union", layout)
-    if kind == DUPLICATE:
-        return Lowered(kind, routes.own(consumer, keep))
-    if kind in (PARTIAL, CONCAT):
-        read = routes.in_blocks(consumer, blocks, layout, keep)
-        several = len(routes.blocks_of(consumer, blocks, layout)) > 1
-        return Lowered(kind, read) if several else whole
-    return selected(consumer, layout, keep, target) if kind == GATHER else whole
+    if lowering.reads == Reads.SELECTION:
+        return selected(consumer, layout, keep, target)
+    single = lowering.split and len(routes.blocks_of(consumer, blocks, layout)) <= 1
+    if single or lowering.reads == Reads.WHOLE:
+        return Lowered.whole(layout, keep)
+    return Lowered(lowering.name, routes.read(consumer, lowering, (blocks, layout), keep))
 
 
 def selected(consumer: Consumer, layout: IntArray, keep: Mask, target: Target) -> Lowered:
@@ -141,13 +161,13 @@ def selected(consumer: Consumer, layout: IntArray, keep: Mask, target: Target) -
     if consumer.use.node.op_type in BLOCKED:
         width = target.width(width, layout.size, target.read_multiple)
     if width == layout.size:
-        return Lowered("direct" if keep[layout].all() else "union", layout)
+        return Lowered.whole(layout, keep)
     if places[-1] - places[0] + 1 == places.size:
         start = min(int(places[0]), layout.size - width)
-        return Lowered("slice", layout[start : start + width])
+        return Lowered(selection(contiguous=True).name, layout[start : start + width])
     spare = np.setdiff1d(np.arange(layout.size), places, assume_unique=True)
     places = np.sort(np.concatenate([places, spare[: width - places.size]]))
-    return Lowered("gather", layout[places])
+    return Lowered(selection(contiguous=False).name, layout[places])
 
 
 def in_input_layout(trace: Trace, plan: Plan) -> Plan:
@@ -157,7 +177,7 @@ def in_input_layout(trace: Trace, plan: Plan) -> Plan:
     for segment in trace.segments:
         order = tuple(range(len(segment.classes)))
         kinds = {
-            name: "direct" if len(consumers[name].keep) == consumers[name].channels else "union"
+            name: whole(everything_kept=len(consumers[name].keep) == consumers[name].channels).name
             for name in segment.consumers
         }
         segments.append(SegmentPlan(segment.id, order, (order,), kinds))

@@ -11,8 +11,9 @@ from ucpe_onnx.analysis.layout import LayoutConflict, segment_layouts
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.errors import MaskError
+from ucpe_onnx.lowerings import LOWERINGS, Lowering, Need, Reads
 from ucpe_onnx.masks import check_masks
-from ucpe_onnx.plan import LOWERINGS, ConsumerPlan, Plan, SegmentPlan
+from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.planning.routes import Routes
 
 
@@ -116,61 +117,41 @@ def _with_reading(
 ) -> ConsumerPlan:
     """What a consumer reads must follow from its lowering; it is filled in where the plan has left it out."""
     where = f"consumer {consumer.name!r}"
-    kind = decided.lowerings.get(consumer.name, "union")
-    _check_possible(routes, consumer, decided, kind)
+    lowering = decided.lowering(consumer.name)
+    _check_possible(routes, consumer, decided, lowering)
     gone = sorted(set(plan.keep) - set(layout.tolist()))
-    if gone and kind != "duplicate":
+    if gone and lowering.reads != Reads.OWN:
         raise MaskError(f"{where}: keeps channel {gone[0]}, which the segment's order leaves out")
-    derived = _reading(routes, consumer, plan, decided, layout)
+    derived = routes.read(consumer, lowering, (decided.blocks, layout), plan.mask())
     if not plan.read:
         plan = replace(plan, read=tuple(derived.tolist()))
-    if kind not in ("partial", "concat", "duplicate"):
-        _check_selection(where, kind, plan, layout)
-    if kind not in ("gather", "slice") and plan.read != tuple(derived.tolist()):
+    if lowering.reads in (Reads.WHOLE, Reads.SELECTION):
+        _check_selection(where, lowering, plan, layout)
+    if lowering.reads != Reads.SELECTION and plan.read != tuple(derived.tolist()):
         raise MaskError(
-            f"{where}: lowering {kind!r} contradicts the {len(plan.read)} of {layout.size} channels that it reads;"
-            " leave read out to have it filled in"
+            f"{where}: lowering {lowering.name!r} contradicts the {len(plan.read)} of {layout.size} channels that it"
+            " reads; leave read out to have it filled in"
         )
     return plan
 
 
-def _check_possible(routes: Routes, consumer: Consumer, decided: SegmentPlan, kind: str) -> None:
+def _check_possible(routes: Routes, consumer: Consumer, decided: SegmentPlan, lowering: Lowering) -> None:
     where = f"consumer {consumer.name!r}"
-    if kind not in ("direct", "union") and not routes.selects(consumer):
-        raise MaskError(f"{where}: its channels are bound to convolution groups, so it must read all")
-    if kind in ("partial", "concat") and not decided.split:
-        raise MaskError(f"{where}: lowering {kind!r}, but the blocks of segment {decided.id} are not split")
-    if kind in ("partial", "concat") and not routes.divides(consumer):
-        raise MaskError(f"{where}: can't read blocks; choose another lowering")
-    if kind == "partial" and not routes.summable(consumer):
-        raise MaskError(f"{where}: can't be a sum over blocks; choose another lowering")
-    if kind == "duplicate" and not routes.separable(consumer):
-        raise MaskError(f"{where}: can't have producers of its own; choose another lowering")
+    unmet = routes.unmet(consumer, lowering)
+    if lowering.split and not decided.split and unmet != Need.SELECT:
+        raise MaskError(f"{where}: lowering {lowering.name!r}, but the blocks of segment {decided.id} are not split")
+    if unmet is not None:
+        raise MaskError(f"{where}: {unmet.value}")
 
 
-def _check_selection(where: str, kind: str, plan: ConsumerPlan, layout: IntArray) -> None:
+def _check_selection(where: str, lowering: Lowering, plan: ConsumerPlan, layout: IntArray) -> None:
     place = {channel: index for index, channel in enumerate(layout.tolist())}
     places = [place.get(channel, -1) for channel in plan.read]
     if -1 in places or places != sorted(set(places)) or not set(plan.keep) <= set(plan.read):
         raise MaskError(f"{where}: read must hold the kept channels, in emitted order")
-    if len(places) == layout.size and kind in ("gather", "slice"):
+    if len(places) == layout.size and lowering.reads == Reads.SELECTION:
         raise MaskError(
-            f"{where}: lowering {kind!r} contradicts the {len(places)} of {layout.size} channels that it reads"
+            f"{where}: lowering {lowering.name!r} contradicts the {len(places)} of {layout.size} channels that it reads"
         )
-    if kind == "slice" and places[-1] - places[0] + 1 != len(places):
-        raise MaskError(f"{where}: lowering 'slice', but the channels that it reads are not contiguous")
-
-
-def _reading(
-    routes: Routes, consumer: Consumer, plan: ConsumerPlan, decided: SegmentPlan, layout: IntArray
-) -> IntArray:
-    """What a consumer reads if a plan doesn't say: no more than its lowering makes it."""
-    kind, keep = decided.lowerings.get(consumer.name, "union"), plan.mask()
-    if kind == "duplicate":
-        return routes.own(consumer, keep)
-    if kind in ("partial", "concat"):
-        return routes.in_blocks(consumer, decided.blocks, layout, keep)
-    kept = np.flatnonzero(keep[layout])
-    if kind == "gather":
-        return layout[kept]
-    return layout[kept[0] : kept[-1] + 1] if kind == "slice" else layout
+    if lowering.contiguous and places[-1] - places[0] + 1 != len(places):
+        raise MaskError(f"{where}: lowering {lowering.name!r}, but the channels that it reads are not contiguous")

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, KINDS, PARTIAL, UNION
+from ucpe_onnx.lowerings import LOWERINGS, Lowering, Reads
+
+AUTO = "auto"
+"""The name for the cheapest lowering for each consumer."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class LoweringRule:
     """What consumers may do.
 
     Attributes:
-        kinds: the kinds of :mod:`ucpe_onnx.solve.blocks` that they may take; ``union`` where they can take none.
+        kinds: the kinds of :mod:`ucpe_onnx.solve.blocks` that they may take; they read all where they can take none.
         split: whether a segment may be made in several blocks.
         ordered: whether channels are ordered so that selections find them side by side.
     """
@@ -23,16 +26,28 @@ class LoweringRule:
     split: bool = False
     ordered: bool = False
 
+    @classmethod
+    def of(cls, lowering: Lowering) -> LoweringRule:
+        """The rule that has all consumers take a lowering if they can."""
+        return cls(frozenset({lowering.kind}), lowering.split, lowering.contiguous)
+
+    @property
+    def undivided(self) -> LoweringRule:
+        """The same without what needs blocks, producers of a consumer's own, or an order of the channels."""
+        kinds = {x.kind for x in LOWERINGS.values() if x.reads in (Reads.WHOLE, Reads.SELECTION)}
+        return LoweringRule(self.kinds & kinds)
+
+
+_SINGLE = {name: LoweringRule.of(lowering) for name, lowering in LOWERINGS.items() if lowering.askable}
 
 LOWERING_RULES: Mapping[str, LoweringRule] = MappingProxyType(
     {
-        "auto": LoweringRule(frozenset(KINDS), split=True, ordered=True),
-        "union": LoweringRule(frozenset({UNION})),
-        "gather": LoweringRule(frozenset({GATHER})),
-        "slice": LoweringRule(frozenset({GATHER}), ordered=True),
-        "partial": LoweringRule(frozenset({PARTIAL}), split=True),
-        "concat": LoweringRule(frozenset({CONCAT}), split=True),
-        "duplicate": LoweringRule(frozenset({DUPLICATE})),
+        AUTO: LoweringRule(
+            frozenset().union(*(rule.kinds for rule in _SINGLE.values())),
+            split=any(rule.split for rule in _SINGLE.values()),
+            ordered=any(rule.ordered for rule in _SINGLE.values()),
+        ),
+        **_SINGLE,
     }
 )
 """By the name that ``--lowering`` takes."""

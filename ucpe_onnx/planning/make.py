@@ -16,7 +16,7 @@ from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.planning.apply import Groups, Lowered, Solved, applied
 from ucpe_onnx.planning.cost import Costs
-from ucpe_onnx.planning.lower import LOWERING_RULES
+from ucpe_onnx.planning.lower import AUTO, LOWERING_RULES
 from ucpe_onnx.planning.order import in_original_order, ordered
 from ucpe_onnx.planning.rates import Rates, default_rates
 from ucpe_onnx.planning.routes import Routes
@@ -26,7 +26,6 @@ from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.criteria import FloatArray
 from ucpe_onnx.selection.select import slot_scores
 from ucpe_onnx.solve.blocks import solve_blocks
-from ucpe_onnx.solve.blocks.problem import GATHER, UNION
 from ucpe_onnx.version import __version__
 
 _SHORTEST = 0.02
@@ -55,7 +54,7 @@ class Settings:
     """
 
     target: Target = field(default_factory=Target)
-    lowering: str = "auto"
+    lowering: str = AUTO
     fill: bool = False
     seconds: float = 10.0
     seed: int = 0
@@ -118,14 +117,15 @@ class _Planner:
         if not self._is_open(segment):
             order = tuple(range(len(segment.classes)))
             readers = [self.trace.consumers[name] for name in segment.consumers]
-            whole = {c.name: Lowered("direct", np.arange(c.channels, dtype=np.int64)) for c in readers}
-            return SegmentPlan(segment.id, order, (order,), dict.fromkeys(whole, "direct")), whole
+            whole = {c.name: Lowered.untouched(c.channels) for c in readers}
+            kinds = {name: choice.kind for name, choice in whole.items()}
+            return SegmentPlan(segment.id, order, (order,), kinds), whole
         start = time.monotonic()
         share = max(_SHORTEST, (self.deadline - start) / max(self.waiting, 1))
         self.waiting -= 1
         settings = self.settings
         rule = LOWERING_RULES[settings.lowering]
-        by_order = rule.ordered and (settings.lowering == "slice" or settings.target.contiguity_pays)
+        by_order = rule.ordered and (settings.lowering != AUTO or settings.target.contiguity_pays)
         emitted = self._narrowed(segment)
         groups, contiguous = in_original_order(segment, emitted), frozenset[str]()
         if by_order:
@@ -156,8 +156,10 @@ class _Planner:
         """
         target = self.settings.target
         rule = LOWERING_RULES[self.settings.lowering]
-        gathers = GATHER in rule.kinds and self.settings.lowering == "auto"
-        if not (gathers and target.blocked and target.selections_leave) or len(segment.groups) == 1:
+        if (
+            not (self.settings.lowering == AUTO and target.blocked and target.selections_leave)
+            or len(segment.groups) == 1
+        ):
             return None
         exact = replace(target, minimum=1, read_multiple=1, joined_multiple=1)
         emitted = self._emitted(segment, exact, fill=False)
@@ -168,8 +170,7 @@ class _Planner:
         uneven = frozenset(number for number, width in enumerate(widths) if width % target.joined_multiple)
         if not uneven:
             return None
-        only = replace(rule, kinds=frozenset({GATHER, UNION}), split=False, ordered=False)
-        return replace(self._question(segment, emitted, contiguous), multiple=1, rule=only, uneven=uneven)
+        return replace(self._question(segment, emitted, contiguous), multiple=1, rule=rule.undivided, uneven=uneven)
 
     def _question(
         self, segment: Segment, emitted: npt.NDArray[np.bool_], contiguous: frozenset[str] = frozenset()

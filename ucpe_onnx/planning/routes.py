@@ -13,6 +13,7 @@ from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.analysis.restriction import Restrictions
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
+from ucpe_onnx.lowerings import Lowering, Need, Reads
 from ucpe_onnx.masks import Mask
 
 
@@ -27,6 +28,41 @@ class Routes:
     def restrictions(self) -> Restrictions:
         """Which nodes may run on a part of the channels."""
         return Restrictions(self.trace)
+
+    def unmet(self, consumer: Consumer, lowering: Lowering) -> Need | None:
+        """What a consumer would have to be able to do for a lowering, and is not; None if it can take it."""
+        able = {
+            Need.SELECT: self.selects,
+            Need.DIVIDE: self.divides,
+            Need.SUM: self.summable,
+            Need.SEPARATE: self.separable,
+        }
+        return next((need for need in lowering.needs if not able[need](consumer)), None)
+
+    def read(
+        self,
+        consumer: Consumer,
+        lowering: Lowering,
+        emitted: tuple[Sequence[Sequence[int]], IntArray],
+        keep: Mask,
+    ) -> IntArray:
+        """The channels that a consumer reads under a lowering: no more than that makes it.
+
+        Args:
+            consumer: the consumer.
+            lowering: how it gets its channels.
+            emitted: slots of each block, and the channels of the tensor that it reads, in emitted order.
+            keep: its mask, shape (C_in,).
+        """
+        blocks, layout = emitted
+        if lowering.reads == Reads.OWN:
+            return self.own(consumer, keep)
+        if lowering.reads == Reads.BLOCKS:
+            return self.in_blocks(consumer, blocks, layout, keep)
+        if lowering.reads == Reads.WHOLE:
+            return layout
+        kept = np.flatnonzero(keep[layout])
+        return layout[kept[0] : kept[-1] + 1] if lowering.contiguous else layout[kept]
 
     def summable(self, consumer: Consumer) -> bool:
         """Whether a consumer may become a sum with one term for each part that it reads."""

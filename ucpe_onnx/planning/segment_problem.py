@@ -15,12 +15,12 @@ from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import BLOCKED
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer, Segment
+from ucpe_onnx.lowerings import LOWERINGS, UNSAID, Lowering, Reads
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.planning.cost import Costs, FloatArray
 from ucpe_onnx.planning.lower import LoweringRule
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.solve.blocks import BlockProblem, BlockReader, BlockTensor, Copy, Group, SlotClass, Table
-from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL, UNION
 
 
 @dataclass(frozen=True)
@@ -328,15 +328,18 @@ class ProblemMaker:
 
     def _allowed(self, reader: Consumer, mask: Mask | None) -> frozenset[str]:
         """What the rule asks for, as far as the consumer can do it; else it reads everything."""
-        possible = {UNION}
-        if mask is not None and self.routes.selects(reader):
-            possible |= {GATHER}
-            others = len(self.segment.consumers) > 1 and not self.segment.partitions  # whose parts would get unequal
-            if others and self.routes.separable(reader):
-                possible |= {DUPLICATE}
-        if self._splits and self.routes.divides(reader) and self.routes.direct(reader):
-            possible |= {PARTIAL, CONCAT} if self.routes.summable(reader) else {CONCAT}
-        return frozenset(possible & self.question.rule.kinds) or frozenset({UNION})
+        possible = {x.kind for x in LOWERINGS.values() if self._is_open(reader, mask, x)}
+        return frozenset(possible & self.question.rule.kinds) or frozenset({UNSAID.kind})
+
+    def _is_open(self, reader: Consumer, mask: Mask | None, lowering: Lowering) -> bool:
+        """Whether a consumer may take a lowering here, and might gain from it."""
+        if lowering.reads in (Reads.SELECTION, Reads.OWN) and mask is None:
+            return False
+        if lowering.reads == Reads.OWN and (len(self.segment.consumers) == 1 or self.segment.partitions):
+            return False  # there is nobody to part from, or the parts of what is left would get unequal
+        if lowering.split and not (self._splits and self.routes.direct(reader)):
+            return False
+        return self.routes.unmet(reader, lowering) is None
 
 
 _MOST_GROUPS = 128

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ucpe_onnx.plan import LOWERINGS, ConsumerPlan, Plan, SegmentPlan
+from ucpe_onnx.lowerings import LOWERINGS
+from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
 from ucpe_onnx.report.html_runtime import segment_runtime
 from ucpe_onnx.report.html_text import change, escape, name, names, plural, seconds
 from ucpe_onnx.report.report import Report, SegmentReport
@@ -33,16 +34,6 @@ _REASONS = 12
 """Reasons shown at once; the rest unfold."""
 
 _UNSEEN, _SKIPPED, _ZERO, _KEPT = range(4)
-
-_MEANING = {
-    "direct": "reads and keeps all that is emitted",
-    "union": "reads all that is emitted, no copy",
-    "gather": "selects by a Gather: memory copy",
-    "slice": "selects by a Slice: memory copy",
-    "partial": "adds up the blocks that it needs, no copy",
-    "concat": "joins the blocks that it needs: memory copy",
-    "duplicate": "reads producers of its own, no copy",
-}
 
 _PARTS = {
     True: ("blocks", "that are tensors of their own"),
@@ -154,7 +145,7 @@ class _Lister:
         """A list, its first segments open until so many rows are."""
         items: list[str] = []
         for segment in segments:
-            telling = not set(segment.lowerings) <= {"direct"}
+            telling = any(kind not in LOWERINGS or not LOWERINGS[kind].everything_kept for kind in segment.lowerings)
             opened -= len(segment.consumers) if telling else 0
             head, tail = _segment(segment, self.decided[segment.id], opened=telling and opened >= 0)
             tail = f"{segment_runtime(self.found.get(segment.id, ((), ())))}{tail}"
@@ -200,7 +191,7 @@ def _legend(report: Report) -> str:
         )
 
     used = {kind for segment in report.segments for kind in segment.lowerings}
-    tags = "".join(f"<span>{_tag(kind)} {meaning}</span>" for kind, meaning in _MEANING.items() if kind in used)
+    tags = "".join(f"<span>{_tag(kind)} {x.meaning}</span>" for kind, x in LOWERINGS.items() if kind in used)
     return (
         f'<div class="legend"><b>bars</b>{keys(bars)}<b>rows</b>{keys(fills)}'
         f'<span>blank: not its input</span></div><div class="legend">{tags}</div>'

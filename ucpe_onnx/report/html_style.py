@@ -1,15 +1,16 @@
 """Style sheet of the HTML report, light and dark."""
 
-STYLE = """\
+from __future__ import annotations
+
+from ucpe_onnx.lowerings import LOWERINGS
+
+_STYLE = """\
 :root { color-scheme: light dark; --bg: #f6f7f9; --card: #fff; --text: #1c2430; --dim: #5d6878; --line: #dde2e9;
   --empty: #e8ecf1; --emit: #4c86d9; --freeze: #27405f; --kept: #4c86d9; --zero: #b9cfee; --good: #1a7f4b;
-  --bad: #c2342c; --warn: #9a6200; --fast: #e6f4ec; --direct: #1a7f4b; --union: #2f66b5; --gather: #b5500f;
-  --slice: #7d3fae; --partial: #0f7a80; --concat: #a3376f; --duplicate: #6b6a14; --other: #5d6878; }
+  --bad: #c2342c; --warn: #9a6200; --fast: #e6f4ec; @light@ --other: #5d6878; }
 @media (prefers-color-scheme: dark) { :root { --bg: #14181e; --card: #1d232b; --text: #e3e8ef; --dim: #99a5b5;
   --line: #333c48; --empty: #2b333e; --emit: #5b95e6; --freeze: #c5d6ee; --kept: #5b95e6; --zero: #34507a;
-  --good: #55c98b; --bad: #f1807a; --warn: #e0ae55; --fast: #1c3328; --direct: #55c98b; --union: #7fb0f5;
-  --gather: #f0a063; --slice: #c99bf0; --partial: #54c4cb; --concat: #f08fbf; --duplicate: #cfcd62;
-  --other: #99a5b5; } }
+  --good: #55c98b; --bad: #f1807a; --warn: #e0ae55; --fast: #1c3328; @dark@ --other: #99a5b5; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--bg); color: var(--text);
   font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
@@ -46,9 +47,7 @@ details.small { margin: 6px 0; }
 summary { cursor: pointer; }
 .tag { display: inline-block; border: 1px solid currentColor; border-radius: 4px; padding: 0 5px; font-size: 11.5px;
   line-height: 17px; white-space: nowrap; }
-.direct { color: var(--direct); } .union { color: var(--union); } .gather { color: var(--gather); }
-.slice { color: var(--slice); } .partial { color: var(--partial); } .concat { color: var(--concat); }
-.duplicate { color: var(--duplicate); } .other { color: var(--other); }
+@names@ .other { color: var(--other); }
 .segments { padding: 4px 16px; } .segments > .segment:first-child { border-top: 0; }
 .segment { border-top: 1px solid var(--line); padding: 5px 0; }
 .segment > summary { display: grid; align-items: center; gap: 2px 12px; list-style: none;
@@ -87,3 +86,13 @@ footer { margin-top: 32px; }
 }
 @media print { body { background: none; } .card { break-inside: avoid; } }
 """
+
+
+def _style() -> str:
+    """The sheet with the colours of every lowering."""
+    light, dark = (" ".join(f"--{x.name}: {x.colours[at]};" for x in LOWERINGS.values()) for at in (0, 1))
+    names = " ".join(f".{name} {{ color: var(--{name}); }}" for name in LOWERINGS)
+    return _STYLE.replace("@light@", light).replace("@dark@", dark).replace("@names@", names)
+
+
+STYLE = _style()

@@ -12,12 +12,14 @@ from ucpe_onnx.budget.problem import Problem
 from ucpe_onnx.budget.search import BudgetOutcome, meet
 from ucpe_onnx.compensation.stage import compensated_plan
 from ucpe_onnx.errors import BusyError, DataError, ModelError, UsageError
+from ucpe_onnx.lowerings import UNSAID, selection
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.model.new_weights import with_weights
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import make_plan
+from ucpe_onnx.planning.lower import AUTO
 from ucpe_onnx.run.context import Run
 from ucpe_onnx.runtime.accuracy import output_agreement, top1_accuracy
 from ucpe_onnx.runtime.latency import LEAST_RELOADS
@@ -196,7 +198,9 @@ class _Search:
     def _latency(self, masks: Mapping[str, Mask]) -> float:
         run, options = self.run, self.run.options
         models = {}
-        for lowering in dict.fromkeys((options.lowering, "union" if options.lowering == "auto" else options.lowering)):
+        for lowering in dict.fromkeys(
+            (options.lowering, UNSAID.name if options.lowering == AUTO else options.lowering)
+        ):
             plan = self._plan(masks, lowering, fill=self._fills())
             with run.stages("emit"):
                 models[lowering] = run.offload.store(emit(run.source.model, run.traced, plan))
@@ -220,4 +224,4 @@ class _Search:
     def _lowering(self, kind: str) -> str:
         """Work is saved only by layers that read no more than they keep."""
         asked = self.run.options.lowering
-        return "gather" if kind != "latency" and asked == "auto" else asked
+        return selection(contiguous=False).name if kind != "latency" and asked == AUTO else asked

@@ -15,6 +15,7 @@ from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.budget.search import BudgetOutcome
 from ucpe_onnx.compensation.sequential import compensate
 from ucpe_onnx.errors import MaskError
+from ucpe_onnx.lowerings import LOWERINGS, UNSAID, Reads
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask, check_masks, load_masks
 from ucpe_onnx.model.new_weights import NewWeight, with_weights
@@ -28,8 +29,8 @@ from ucpe_onnx.selection.criteria import FloatArray, score_consumers
 from ucpe_onnx.selection.data_criteria import DATA_CRITERIA, score_with_data
 from ucpe_onnx.selection.select import Selection, select_masks
 
-COPYING = ("gather", "slice")
-"""Lowerings for all consumers of which the better has to be beaten, and so has ``union``.
+COPYING = tuple(name for name, lowering in LOWERINGS.items() if lowering.reads == Reads.SELECTION)
+"""Lowerings for all consumers of which the better has to be beaten, and so have zero weights for all.
 
 Zero weights are measured whatever is predicted of them: they trade arithmetic for copies, and how dear copies are
 depends on what else is in the caches.
@@ -123,9 +124,10 @@ def laid_out(
             plans = {"measured": tuned, **plans} if any(step.taken for step in steps) else plans
     with run.stages("plan"):
         simple = {
-            name: make_plan(run.traced, masks, replace(settings, lowering=name), scores) for name in ("union", *COPYING)
+            name: make_plan(run.traced, masks, replace(settings, lowering=name), scores)
+            for name in (UNSAID.name, *COPYING)
         }
-    for name in ("union", min(COPYING, key=lambda name: simple[name].predicted_us)):
+    for name in (UNSAID.name, min(COPYING, key=lambda name: simple[name].predicted_us)):
         if all(not simple[name].emits_the_same_as(plan) for plan in plans.values()):
             plans[name] = simple[name]
     return Candidate(mode, plans, tuning=steps)

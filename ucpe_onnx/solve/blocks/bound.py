@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.solve.blocks.layout import BlockPrices, FloatArray
-from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL, UNION
+from ucpe_onnx.solve.blocks.problem import APART, BLOCKWISE, REORDERED, WHOLE
 
 IntArray = npt.NDArray[np.int64]
 
@@ -26,7 +26,7 @@ _MAX_DUPLICATED = 12
 
 def lower_bound(prices: BlockPrices) -> float:
     """Microseconds that no layout goes below."""
-    able = [index for index, reader in enumerate(prices.problem.readers) if DUPLICATE in reader.kinds]
+    able = [index for index, reader in enumerate(prices.problem.readers) if reader.takes(APART)]
     if len(able) > _MAX_DUPLICATED:
         return _shared_bound(prices, able)
     chosen = np.array(list(product((False, True), repeat=len(able))), dtype=np.bool_)
@@ -106,10 +106,10 @@ def _reading(prices: BlockPrices, units: IntArray, charged: Sequence[Any], free:
         cases = [whole_us * tensor.whole, whole_us, whole_us + tensor.reorder_us]
         for reader in prices.readers_of[index]:
             offers = _offers(prices, reader, present.sum(axis=0))
-            duplicate_us = problem.readers[reader].duplicate_us or 0.0
+            apart = min(prices.apart(reader).values(), default=np.inf)
             for case in range(len(cases)):
                 own = np.minimum.reduce(offers[: case + 1]) + charged[reader]
-                cases[case] = cases[case] + np.minimum(own, duplicate_us + free[reader])
+                cases[case] = cases[case] + np.minimum(own, apart + free[reader])
         total += np.minimum.reduce(cases)
     return total
 
@@ -130,20 +130,18 @@ def _required_units(prices: BlockPrices, group: int, able: Sequence[int], chosen
 
 def _offers(prices: BlockPrices, index: int, present: IntArray) -> list[FloatArray]:
     """The least that a reader costs if it reads blocks, the whole, or a selection, where so many units are present."""
-    problem, reader = prices.problem, prices.problem.readers[index]
     read = at_least(prices.read[index])
     kept = [prices.units(count) for count in prices.kept[index] if count]
-    present = np.maximum(present, sum(kept))
-    compute = read[sum(kept)]
-    blocks = np.inf
-    if PARTIAL in reader.kinds:
-        blocks = compute + reader.part_us * max(0, len(kept) - 1)
-    if CONCAT in reader.kinds:
-        width = sum(kept) * problem.width_multiple
-        copy_us = min(reader.concat(width), reader.concat_ragged(width)) if len(kept) > 1 else 0.0
-        blocks = min(blocks, compute + copy_us)
-    return [
-        np.full(present.shape, blocks),
-        read[present] if UNION in reader.kinds else np.full(present.shape, np.inf),
-        np.full(present.shape, reader.select_us if GATHER in reader.kinds else np.inf),
-    ]
+    least = sum(kept)
+    whole = read[np.maximum(present, least)]
+    blocks, joined, reordered = (np.full(present.shape, np.inf) for _ in range(3))
+    for kind, price in prices.problem.readers[index].prices.items():
+        if kind in BLOCKWISE:
+            width = least * prices.problem.width_multiple
+            us = min(price.us(read[least], len(kept), width, ragged) for ragged in (False, True))
+            blocks = np.minimum(blocks, us)
+        elif kind in REORDERED:
+            reordered = np.minimum(reordered, whole if price.flat_us is None else price.flat_us)
+        elif kind in WHOLE:
+            joined = np.minimum(joined, whole if price.flat_us is None else price.flat_us)
+    return [blocks, joined, reordered]

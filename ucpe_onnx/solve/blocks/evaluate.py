@@ -1,4 +1,7 @@
-"""What a layout costs, computed from its definition: it shares nothing with the solvers, whose results it judges."""
+"""What a layout costs, computed from its definition.
+
+It shares nothing with the solvers, whose results it judges, but what each kind of reading is (`KIND_FACTS`).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ import math
 from collections.abc import Sequence
 
 from ucpe_onnx.solve.blocks.problem import (
-    CONCAT,
-    DUPLICATE,
-    GATHER,
-    PARTIAL,
-    UNION,
+    APART,
+    BLOCKWISE,
+    REORDERED,
+    WHOLE,
     Block,
     BlockProblem,
     BlockSolution,
@@ -31,7 +33,7 @@ def evaluate(problem: BlockProblem, solution: BlockSolution) -> float:
     groups, choices = solution.groups, solution.choices
     if len(groups) != len(problem.groups) or len(choices) != len(problem.readers):
         raise ValueError("the solution is one of another problem: its groups or its readers are not as many")
-    served = {index for index, choice in enumerate(choices) if choice.kind != DUPLICATE}
+    served = {index for index, choice in enumerate(choices) if choice.kind not in APART}
     for index, blocks in enumerate(groups):
         _check_group(problem, index, blocks, served)
     for index, choice in enumerate(choices):
@@ -75,13 +77,13 @@ def _check_choice(problem: BlockProblem, index: int, choice: Choice, groups: Seq
     if choice.kind not in reader.kinds:
         raise ValueError(f"reader {reader.name!r} can't take {choice.kind!r}")
     present = [(group, place) for group in problem.tensors[reader.tensor].groups for place in range(len(groups[group]))]
-    if choice.kind in (PARTIAL, CONCAT):
+    if choice.kind in BLOCKWISE:
         present = [
             (group, place)
             for group, place in present
             if any(index in problem.classes[member].readers for member, _ in groups[group][place].channels)
         ]
-    if choice.blocks != (() if choice.kind == DUPLICATE else tuple(present)):
+    if choice.blocks != (() if choice.kind in APART else tuple(present)):
         raise ValueError(f"reader {reader.name!r} ({choice.kind}) reads blocks {choice.blocks}, not {tuple(present)}")
 
 
@@ -93,21 +95,10 @@ def _made_us(problem: BlockProblem, index: int, blocks: Sequence[Block]) -> floa
 
 def _read_us(problem: BlockProblem, index: int, choice: Choice, groups: Sequence[Sequence[Block]]) -> float:
     reader = problem.readers[index]
-    if choice.kind == GATHER:
-        assert reader.select_us is not None
-        return reader.select_us
-    if choice.kind == DUPLICATE:
-        assert reader.duplicate_us is not None
-        return reader.duplicate_us
     widths = [groups[group][place].width for group, place in choice.blocks]
     rounded = [-(-width // problem.width_multiple) * problem.width_multiple for width in widths]
-    compute = reader.cost(sum(rounded))
-    if choice.kind == UNION or len(widths) <= 1:
-        return compute
-    if choice.kind == PARTIAL:
-        return compute + reader.part_us * (len(widths) - 1)
     ragged = any(width % problem.joined_multiple for width in widths)
-    return compute + (reader.concat_ragged if ragged else reader.concat)(sum(rounded))
+    return reader.prices[choice.kind].us(reader.cost(sum(rounded)), len(widths), sum(rounded), ragged)
 
 
 def _tensor_us(
@@ -115,9 +106,9 @@ def _tensor_us(
 ) -> float:
     tensor = problem.tensors[index]
     kinds = {choice.kind for choice, reader in zip(choices, problem.readers, strict=True) if reader.tensor == index}
-    cost = tensor.reorder_us if GATHER in kinds else 0.0
+    cost = tensor.reorder_us if kinds & REORDERED else 0.0
     blocks = [block for group in tensor.groups for block in groups[group]]
-    if len(blocks) > 1 and (tensor.whole or kinds & {UNION, GATHER}):
+    if len(blocks) > 1 and (tensor.whole or kinds & WHOLE):
         cost += tensor.whole_us
         if any(block.width % problem.joined_multiple for block in blocks):
             cost += tensor.ragged_us

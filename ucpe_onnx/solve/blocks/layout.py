@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.solve.blocks.problem import (
-    CONCAT,
-    DUPLICATE,
-    GATHER,
-    PARTIAL,
-    UNION,
+    APART,
+    BLOCKWISE,
+    REORDERED,
+    WHOLE,
     Block,
     BlockProblem,
     BlockReader,
@@ -194,14 +193,13 @@ class BlockPrices:
             whole_us = tensor.whole_us + (tensor.ragged_us if ragged else 0.0)
         readers = self.readers_of[index]
         offers = [
-            {DUPLICATE: self._duplicate_us(reader)} if duplicated >> reader & 1 else self._offers(reader, blocks)
-            for reader in readers
+            self.apart(reader) if duplicated >> reader & 1 else self._offers(reader, blocks) for reader in readers
         ]
         best, chosen = float("inf"), [""] * len(readers)
         for shared, barred in (
-            (whole_us if tensor.whole else 0.0, (UNION, GATHER) if whole_us and not tensor.whole else (GATHER,)),
-            (whole_us, (GATHER,)),
-            (whole_us + tensor.reorder_us, ()),
+            (whole_us if tensor.whole else 0.0, WHOLE if whole_us and not tensor.whole else REORDERED),
+            (whole_us, REORDERED),
+            (whole_us + tensor.reorder_us, frozenset()),
         ):
             us, picks = shared, []
             for offer in offers:
@@ -215,32 +213,24 @@ class BlockPrices:
             kinds[reader] = kind
         return best
 
-    def _duplicate_us(self, reader: int) -> float:
-        us = self.problem.readers[reader].duplicate_us
-        return float("inf") if us is None else us
+    def apart(self, reader: int) -> dict[str, float]:
+        """What each kind costs a reader whose channels need not be there."""
+        prices = self.problem.readers[reader].prices
+        return {kind: price.us(0.0, 0, 0, ragged=False) for kind, price in prices.items() if kind in APART}
 
     def _offers(self, index: int, blocks: Sequence[Piece]) -> dict[str, float]:
-        """What each kind but `duplicate` costs a reader, without what it shares with others."""
-        reader, read = self.problem.readers[index], self._read_lists[index]
+        """What each kind costs a reader whose channels have to be there, without what it shares with others."""
+        read, joined = self._read_lists[index], self.problem.joined_multiple
+        needed = [piece for piece in blocks if piece.mask >> index & 1]
+        units = sum(self.units(piece.width) for piece in needed)
         offers = {}
-        needed = [self.units(piece.width) for piece in blocks if piece.mask >> index & 1]
-        compute = read[sum(needed)]
-        for kind in reader.kinds:
-            if kind == UNION:
-                offers[kind] = read[sum(self.units(piece.width) for piece in blocks)]
-            elif kind == GATHER:
-                offers[kind] = reader.select_us or 0.0
-            elif kind == DUPLICATE:
-                continue  # then its channels would not have to be there: that is another layout
-            elif kind == PARTIAL:
-                offers[kind] = compute + reader.part_us * max(0, len(needed) - 1)
-            elif len(needed) <= 1:
-                offers[kind] = compute
-            else:
-                joined = self.problem.joined_multiple
-                ragged = any(piece.width % joined for piece in blocks if piece.mask >> index & 1)
-                width = sum(needed) * self.problem.width_multiple
-                offers[kind] = compute + (reader.concat_ragged if ragged else reader.concat)(width)
+        for kind, price in self.problem.readers[index].prices.items():
+            if kind in BLOCKWISE:
+                ragged = price.copies is not None and any(piece.width % joined for piece in needed)
+                offers[kind] = price.us(read[units], len(needed), units * self.problem.width_multiple, ragged)
+            elif kind in WHOLE:  # what joins the blocks is shared
+                everything = sum(self.units(piece.width) for piece in blocks)
+                offers[kind] = price.us(read[everything], 1, everything * self.problem.width_multiple, ragged=False)
         return offers
 
 
@@ -328,7 +318,7 @@ class Layout:
                 (group, place)
                 for group in problem.tensors[reader.tensor].groups
                 for place, piece in enumerate(self.groups[group].pieces)
-                if kind in (UNION, GATHER) or (kind in (PARTIAL, CONCAT) and piece.mask >> index & 1)
+                if kind in WHOLE or (kind in BLOCKWISE and piece.mask >> index & 1)
             ]
             found.append(Choice(kind, tuple(blocks)))
         return tuple(found)

@@ -19,7 +19,7 @@ from ortools.sat.python import cp_model
 
 from ucpe_onnx.solve.blocks.layout import BlockPrices, Layout, Part, Partition
 from ucpe_onnx.solve.blocks.model import BlockModel, Families
-from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, PARTIAL
+from ucpe_onnx.solve.blocks.problem import APART, BLOCKWISE
 
 _DEAR = 3  # readers of which all sets are types in a model that can't have all types
 _PRECISION = 22  # bits of the integer that stands for the cost of the layout that is known
@@ -71,8 +71,8 @@ def all_types(prices: BlockPrices, readers: int = -1) -> list[list[int]]:
 
 def _able(prices: BlockPrices, group: int) -> list[int]:
     """The readers that may read blocks of a group."""
-    kinds = [{PARTIAL, CONCAT} & set(reader.kinds) for reader in prices.problem.readers]
-    return [index for index, kept in enumerate(prices.kept) if kept[group] and kinds[index]]
+    readers = prices.problem.readers
+    return [index for index, kept in enumerate(prices.kept) if kept[group] and readers[index].takes(BLOCKWISE)]
 
 
 def near_types(prices: BlockPrices, layout: Layout) -> list[list[int]]:
@@ -89,7 +89,7 @@ def near_types(prices: BlockPrices, layout: Layout) -> list[list[int]]:
 
 def _served(layout: Layout) -> int:
     """The readers that read blocks."""
-    return sum(1 << index for index, kind in enumerate(layout.priced.kinds) if kind in (PARTIAL, CONCAT))
+    return sum(1 << index for index, kind in enumerate(layout.priced.kinds) if kind in BLOCKWISE)
 
 
 def model_size(prices: BlockPrices, families: Families | None = None) -> int:
@@ -161,7 +161,7 @@ def _layout(model: BlockModel, solver: Any) -> Layout:
     duplicated = sum(
         1 << index
         for index, kinds in enumerate(model.kinds)
-        if DUPLICATE in kinds and solver.boolean_value(kinds[DUPLICATE])
+        if any(solver.boolean_value(variable) for kind, variable in kinds.items() if kind in APART)
     )
     groups = [_partition(model, solver, group, duplicated) for group in range(len(model.families))]
     return Layout(model.prices, duplicated, tuple(groups))

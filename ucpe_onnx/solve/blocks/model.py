@@ -15,7 +15,7 @@ from ortools.sat.python import cp_model
 
 from ucpe_onnx.solve.blocks.bound import at_least, cheapest_made
 from ucpe_onnx.solve.blocks.layout import BlockPrices
-from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, GATHER, PARTIAL, UNION, Copy
+from ucpe_onnx.solve.blocks.problem import APART, BLOCKWISE, REORDERED, WHOLE, Copy
 
 ALWAYS = 1
 _ENTRIES = 80  # of a table; more make CP-SAT slow
@@ -80,7 +80,11 @@ class BlockModel:
 
     def _served(self, index: int) -> Any:
         """Whether a reader reads blocks."""
-        return _sum([variable for kind, variable in self.kinds[index].items() if kind in (PARTIAL, CONCAT)])
+        return _sum(self._of(index, BLOCKWISE))
+
+    def _of(self, index: int, kinds: frozenset[str]) -> list[Any]:
+        """For those of some kinds that a reader can take whether it does."""
+        return [variable for kind, variable in self.kinds[index].items() if kind in kinds]
 
     def _slots(self, group: int) -> list[Slot]:
         prices = self.prices
@@ -165,7 +169,7 @@ class BlockModel:
         """Channels are emitted if somebody needs them, and where a reader of blocks keeps them it reads them."""
         slots = self.prices.problem.classes[member]
         emitted = _sum(list(inside))
-        duplicated = [self.kinds[index].get(DUPLICATE, 0) for index in sorted(slots.readers)]
+        duplicated = [_sum(self._of(index, APART)) for index in sorted(slots.readers)]
         if slots.fixed:
             self.model.add(emitted == slots.count)
         else:
@@ -215,11 +219,10 @@ class BlockModel:
         several = self.model.new_bool_var(f"pieces_{index}")
         self.model.add(number <= 1 + most * several)
         for reader in readers:
-            if GATHER in self.kinds[reader]:
-                self.model.add_implication(self.kinds[reader][GATHER], reorder)
-            for kind in (UNION, GATHER):
-                if kind in self.kinds[reader]:
-                    self.model.add(joined >= several + self.kinds[reader][kind] - 1)
+            for chosen in self._of(reader, REORDERED):
+                self.model.add_implication(chosen, reorder)
+            for chosen in self._of(reader, WHOLE):
+                self.model.add(joined >= several + chosen - 1)
         if tensor.whole:
             self.model.add_implication(several, joined)
         for slot in slots:
@@ -236,50 +239,56 @@ class BlockModel:
         span = prices.span(reader)
         read = self.model.new_int_var(0, span, f"read_{index}")
         own = _sum([slot.units for slot in needed])
-        if UNION in kinds:
+        unpriced = frozenset(kind for kind, price in reader.prices.items() if price.flat_us is None)
+        taking_all = self._of(index, WHOLE & unpriced)
+        if taking_all:
             whole = self.model.new_int_var(0, span, f"whole_{index}")
             everything = _sum([slot.units for slot in slots])
-            self.model.add(whole == everything).only_enforce_if(kinds[UNION])
-            self.model.add(whole >= everything - span * (1 - kinds[UNION]))
-            self.model.add(whole <= span * kinds[UNION])
+            for chosen in taking_all:
+                self.model.add(whole == everything).only_enforce_if(chosen)
+            self.model.add(whole >= everything - span * (1 - _sum(taking_all)))
+            self.model.add(whole <= span * _sum(taking_all))
             self.model.add(read == own + whole)
         else:
             self.model.add(read == own)
         kept = sum(prices.units(count) for count in prices.kept[index])
-        reading = self._served(index) + kinds.get(UNION, 0)
+        reading = self._served(index) + _sum(taking_all)
         self.model.add(read >= kept * reading)
         costs = at_least(prices.read[index])
         self._table(read, costs, f"read_{index}", reading if kept else ALWAYS)
         idle = self._int(float(costs[0]))  # the table says so of one who reads nothing here
-        for kind, us in ((GATHER, reader.select_us), (DUPLICATE, reader.duplicate_us)):
-            if kind in kinds and us is not None:
-                self.costs.append((kinds[kind], self._int(us) - idle))
-        self._parts(index, needed, read)
+        for kind, price in reader.prices.items():
+            if price.flat_us is not None:
+                self.costs.append((kinds[kind], self._int(price.flat_us) - idle))
+        for kind in reader.kinds:
+            if kind in BLOCKWISE & unpriced:
+                self._blocks(index, kind, needed, read)
 
-    def _parts(self, index: int, needed: Sequence[Slot], read: Any) -> None:
-        """What it costs a reader that there are several blocks."""
-        reader, kinds = self.prices.problem.readers[index], self.kinds[index]
+    def _blocks(self, index: int, kind: str, needed: Sequence[Slot], read: Any) -> None:
+        """What it costs a reader that there are several blocks, if it takes a kind."""
+        reader, chosen = self.prices.problem.readers[index], self.kinds[index][kind]
+        price = reader.prices[kind]
         number = _sum([slot.present for slot in needed])
         limit = len(needed)
-        if PARTIAL in kinds:
+        if price.copies is None or price.part_us:
             parts = self.model.new_int_var(0, limit, f"parts_{index}")
-            self.model.add(parts >= number - 1 - limit * (1 - kinds[PARTIAL]))
-            if CONCAT not in kinds:
-                self.model.add(parts >= number - kinds[PARTIAL])
-            self._pay(parts, reader.part_us)
-        if CONCAT not in kinds:
+            self.model.add(parts >= number - 1 - limit * (1 - chosen))
+            if len(self._of(index, BLOCKWISE)) == 1:
+                self.model.add(parts >= number - chosen)
+            self._pay(parts, price.part_us)
+        if price.copies is None:
             return
         several = self.model.new_bool_var(f"many_{index}")
         self.model.add(number <= 1 + limit * several)
         ragged = self.model.new_bool_var(f"odd_{index}")
         if needed:
             self.model.add_max_equality(ragged, [slot.ragged for slot in needed])
-        even, odd = reader.concat, reader.concat_ragged
+        even, odd = price.copies
         even = Copy(min(even.call_us, odd.call_us), min(even.channel_us, odd.channel_us))
         for copy, shape in ((even, ragged.negated()), (odd, ragged)):
             call, unit = self._int(copy.call_us), self._int(copy.channel_us * self.prices.problem.width_multiple)
             cost = self.model.new_int_var(0, call + unit * self.prices.span(reader), f"copy_{index}")
-            self.model.add(cost >= call + unit * read).only_enforce_if(kinds[CONCAT], several, shape)
+            self.model.add(cost >= call + unit * read).only_enforce_if(chosen, several, shape)
             self.costs.append((cost, 1))
 
 

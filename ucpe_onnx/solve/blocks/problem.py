@@ -9,14 +9,14 @@ else predicted: nothing here knows of a graph, a runtime or a machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
-
-UNION, GATHER, PARTIAL, CONCAT, DUPLICATE = KINDS = ("union", "gather", "partial", "concat", "duplicate")
-"""How a reader gets its channels, in the order that settles ties."""
 
 OPTIMAL = "OPTIMAL"
 FEASIBLE = "FEASIBLE"
@@ -63,6 +63,90 @@ class Copy:
     def __call__(self, channels: int) -> float:
         """Cost of copying so many channels."""
         return self.call_us + self.channel_us * channels
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a kind of reading costs one reader, without what readers of the same tensor share.
+
+    Attributes:
+        flat_us: All that it costs. None: it costs what reading so many channels does, and for several blocks what
+            follows.
+        part_us: For each block beyond the first.
+        copies: For joining several blocks: if the width of each is a multiple of the problem's `joined_multiple`, and
+            if it is not. None: they are not joined.
+    """
+
+    flat_us: float | None = None
+    part_us: float = 0.0
+    copies: tuple[Copy, Copy] | None = None
+
+    def us(self, reading: float, blocks: int, width: int, ragged: bool) -> float:
+        """The cost.
+
+        Args:
+            reading: Of reading `width` channels.
+            blocks: That are read.
+            width: Channels of these in all, rounded up.
+            ragged: Whether the width of some block is no multiple of the problem's `joined_multiple`.
+        """
+        if self.flat_us is not None:
+            return self.flat_us
+        if blocks <= 1:
+            return reading
+        parts = reading + self.part_us * (blocks - 1)
+        return parts if self.copies is None else parts + self.copies[ragged](width)
+
+
+class Reach(Enum):
+    """Which blocks of its tensor a reader reads: all of them, those that hold what it keeps, or none."""
+
+    ALL = auto()
+    NEEDED = auto()
+    NONE = auto()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a reader may get its channels: all that the solver knows of it.
+
+    Attributes:
+        reach: Which blocks it reads. If all, and there are several, these are joined; if none, what only such readers
+            keep need not be emitted.
+        price: What it costs a reader; None if the reader can't do it. If no blocks are read, the price must be flat.
+        reorders: Whether the tensor has to be in a layout that can be gathered from.
+    """
+
+    reach: Reach
+    price: Callable[[BlockReader], Price | None]
+    reorders: bool = False
+
+
+def _flat(us: float | None) -> Price | None:
+    return None if us is None else Price(flat_us=us)
+
+
+KIND_FACTS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "union": Kind(Reach.ALL, lambda reader: Price()),
+        "gather": Kind(Reach.ALL, lambda reader: _flat(reader.select_us), reorders=True),
+        "partial": Kind(Reach.NEEDED, lambda reader: Price(part_us=reader.part_us)),
+        "concat": Kind(Reach.NEEDED, lambda reader: Price(copies=(reader.concat, reader.concat_ragged))),
+        "duplicate": Kind(Reach.NONE, lambda reader: _flat(reader.duplicate_us)),
+    }
+)
+"""How a reader gets its channels, in the order that settles ties."""
+
+KINDS = tuple(KIND_FACTS)
+"""Their names."""
+
+WHOLE, BLOCKWISE, APART = (
+    frozenset(name for name, kind in KIND_FACTS.items() if kind.reach == reach) for reach in Reach
+)
+"""Names of the kinds that read all blocks of a tensor, those that they need, and none."""
+
+REORDERED = frozenset(name for name, kind in KIND_FACTS.items() if kind.reorders)
+"""Names of the kinds that read from a layout that can be gathered from."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +226,22 @@ class BlockReader:
     concat_ragged: Copy = Copy()
     select_us: float | None = None
     duplicate_us: float | None = None
-    allowed: frozenset[str] = frozenset({UNION, GATHER, PARTIAL, CONCAT, DUPLICATE})
+    allowed: frozenset[str] = frozenset(KINDS)
+
+    @cached_property
+    def prices(self) -> Mapping[str, Price]:
+        """What each kind costs that it can take, as far as it is concerned."""
+        prices = {name: kind.price(self) for name, kind in KIND_FACTS.items() if name in self.allowed}
+        return {name: price for name, price in prices.items() if price is not None}
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds that it can take, as far as it is concerned."""
-        missing = {GATHER: self.select_us is None, DUPLICATE: self.duplicate_us is None}
-        return tuple(kind for kind in KINDS if kind in self.allowed and not missing.get(kind, False))
+        """The kinds that it can take."""
+        return tuple(self.prices)
+
+    def takes(self, kinds: frozenset[str]) -> bool:
+        """Whether it can take one of these kinds."""
+        return not kinds.isdisjoint(self.prices)
 
 
 @dataclass(frozen=True)

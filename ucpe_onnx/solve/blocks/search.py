@@ -13,7 +13,7 @@ import numpy as np
 
 from ucpe_onnx.solve.blocks.layout import BlockPrices, FloatArray, Layout, Part, Partition
 from ucpe_onnx.solve.blocks.partitions import fitted, partitions, single, trimmed
-from ucpe_onnx.solve.blocks.problem import CONCAT, DUPLICATE, PARTIAL
+from ucpe_onnx.solve.blocks.problem import APART, BLOCKWISE
 
 Late = Callable[[], bool]
 
@@ -21,6 +21,7 @@ _ALL_SUBSETS = 4  # readers of which all subsets are tried
 _MAX_SUBSETS = 120
 _BEAM = 3
 _LARGEST = 4  # readers served exactly, in the beam
+_TYPICAL = 3  # blocks that a reader reads
 _STARTS = 4  # of the local search
 _EVALUATIONS = 3000
 _NOTICED = 1e-9  # a smaller relative improvement is none
@@ -55,7 +56,7 @@ def warm_start(prices: BlockPrices, known: Sequence[Layout], late: Late) -> Layo
 
 
 def _able(prices: BlockPrices) -> list[int]:
-    return [index for index, reader in enumerate(prices.problem.readers) if DUPLICATE in reader.kinds]
+    return [index for index, reader in enumerate(prices.problem.readers) if reader.takes(APART)]
 
 
 def _duplicating(layout: Layout, reader: int) -> Layout:
@@ -99,7 +100,7 @@ class _Construction:
         self._readers = [
             index
             for index, reader in enumerate(problem.readers)
-            if not duplicated >> index & 1 and {PARTIAL, CONCAT} & set(reader.kinds)
+            if not duplicated >> index & 1 and reader.takes(BLOCKWISE)
         ]
         self._near = [sum(1 << i for i in self._readers if prices.kept[i][g]) for g in range(len(problem.groups))]
         self._rates = np.zeros((2, len(problem.readers)))
@@ -130,16 +131,13 @@ class _Construction:
 
     def _rate(self, index: int) -> None:
         """What a block costs a reader, per unit and as such; and whether it had rather join blocks."""
-        problem, reader = self._desk.problem, self._desk.problem.readers[index]
-        kept = sum(self._desk.kept[index])
-        concat_us = reader.concat(kept) if CONCAT in reader.kinds else float("inf")
-        partial_us = 2 * reader.part_us if PARTIAL in reader.kinds else float("inf")
-        self._rates[0, index] = self._desk.rates[index]
-        if concat_us < partial_us:
-            self._rates[0, index] += reader.concat.channel_us * problem.width_multiple
+        problem, kept = self._desk.problem, sum(self._desk.kept[index])
+        prices = [price for kind, price in problem.readers[index].prices.items() if kind in BLOCKWISE]
+        best = min(prices, key=lambda price: price.us(0.0, _TYPICAL, kept, ragged=False))
+        self._rates[:, index] = self._desk.rates[index], best.part_us
+        if best.copies is not None:
+            self._rates[0, index] += best.copies[0].channel_us * problem.width_multiple
             self._joining |= 1 << index
-        else:
-            self._rates[1, index] = reader.part_us
 
     def _serving(self, served: int) -> list[Layout]:
         """Layouts that suit the readers served, by number of blocks and rounding."""
