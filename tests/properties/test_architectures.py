@@ -19,6 +19,8 @@ from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.make import Settings
 from ucpe_onnx.runtime.random_feeds import find_feeds
 
+pytestmark = pytest.mark.no_cover  # counting lines takes half as long again, and smaller tests run all of them
+
 SEEDS = int(os.environ.get("UCPE_SEEDS", "1"))
 LOWERINGS = ("auto", "gather", "slice", "union")
 LARGE = ("vgg16_bn", "wide_resnet50_2")

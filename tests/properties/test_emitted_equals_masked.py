@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
@@ -24,6 +25,8 @@ from ucpe_onnx.planning.checks import check_plan
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
 from ucpe_onnx.runtime.target import Target
+
+pytestmark = pytest.mark.no_cover  # counting lines takes half as long again, and smaller tests run all of them
 
 _LONG_RUN = os.environ.get("UCPE_FUZZ", "")
 """Number of examples for a long search with fresh random numbers; else few, and the same ones every time."""

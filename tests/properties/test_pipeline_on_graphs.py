@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,8 @@ from ucpe_onnx.errors import UcpeError, VerificationError
 from ucpe_onnx.options import MODES, SCOPES
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.selection.criteria import CRITERIA
+
+pytestmark = pytest.mark.no_cover  # counting lines takes half as long again, and smaller tests run all of them
 
 _LONG_RUN = os.environ.get("UCPE_FUZZ", "")
 """See test_emitted_equals_masked."""

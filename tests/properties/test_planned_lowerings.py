@@ -27,6 +27,8 @@ from ucpe_onnx.planning.make import Settings, make_plan
 from ucpe_onnx.planning.rates import Rates, default_rates
 from ucpe_onnx.runtime.target import Target
 
+pytestmark = pytest.mark.no_cover  # counting lines takes half as long again, and smaller tests run all of them
+
 _LONG_RUN = os.environ.get("UCPE_FUZZ", "")
 """Number of examples for a long search with fresh random numbers; else few, and the same ones every time."""
 
