@@ -8,6 +8,7 @@ from collections import Counter
 import onnx
 import pytest
 
+from benchmarks import lowerings_variants
 from benchmarks.lowerings import build_variants, cases
 from benchmarks.lowerings_floor import free_if_selections_are, profile
 from benchmarks.lowerings_table import markdown, summary
@@ -23,7 +24,8 @@ def case(tmp_path_factory) -> Case:
     return next(cases(str(path), options))[1]
 
 
-def test_every_variant_computes_what_the_masked_model_computes(case):
+def test_every_variant_computes_what_the_masked_model_computes(case, monkeypatch):
+    monkeypatch.setattr(lowerings_variants, "CONTEST_SECONDS", 0.3)
     names = [name for name in VARIANTS if name != "onnxsim"]  # an optional dependency
     built, entries = build_variants(case, names)
     assert [name for name in names if "error" in entries[name]] == []
