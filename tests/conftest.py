@@ -14,6 +14,7 @@ import onnxruntime as ort  # noqa: E402
 import pytest  # noqa: E402
 
 from ucpe_onnx.calibration.cache import CACHE_VARIABLE  # noqa: E402
+from ucpe_onnx.commands import progress  # noqa: E402
 
 
 class _PatientOptions(ort.SessionOptions):
@@ -38,4 +39,12 @@ def no_spinning() -> Iterator[None]:
     """Sessions of this process spend no time on waiting."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ort, "SessionOptions", _PatientOptions)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_lines_on_stages() -> Iterator[None]:
+    """However long a test's jobs take, standard error holds what they are tested for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress, "_SOON", 3600.0)
         yield

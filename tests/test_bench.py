@@ -88,7 +88,7 @@ def test_table(folder, measured, capsys):
     )
     assert err == "" and max(map(len, out.splitlines())) <= 80
     assert {asked[key] for key in ("seconds", "warmup", "min_rounds", "reloads", "seed")} == {3.0, 2, 6, 10, 0}
-    assert asked["options"].threads == 1 and asked["progress"] is None  # no terminal
+    assert asked["options"].threads == 1
 
 
 def test_json(folder, capsys):

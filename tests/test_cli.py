@@ -367,7 +367,7 @@ def test_interruption_is_one_line(folder, monkeypatch, capsys):
 
     monkeypatch.setattr("ucpe_onnx.run.opening.trace", interrupt)
     assert quick() == 130
-    assert capsys.readouterr() == ("", "error: interrupted\n") and written(folder) == set()
+    assert capsys.readouterr() == ("", "error: interrupted; nothing was written\n") and written(folder) == set()
 
 
 def test_repeated_and_missing_node_names(folder):

@@ -5,28 +5,25 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from ucpe_onnx.calibration import calibrate
 from ucpe_onnx.commands.bench_inputs import BESIDE, Inputs, data_sets, model_names, prepare_inputs
 from ucpe_onnx.commands.config import apply_config
+from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
+from ucpe_onnx.commands.progress import shown_progress
 from ucpe_onnx.commands.shared import (
     add_common,
     add_config,
     add_json,
     check_outputs,
-    guarded,
-    library_output_to_stderr,
     make_console,
     write_json,
 )
@@ -150,7 +147,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.calibrate:
         return _calibrate(args, options)
     baseline = _find_baseline(args.baseline, files)
-    with _progress("measure", args.quiet) as progress, library_output_to_stderr():
+    with shown_progress(quiet=args.quiet) as tell, library_output_to_stderr():
+        tell("load")
         inputs = prepare_inputs(files, options)
         report = measure(
             files,
@@ -162,7 +160,7 @@ def _run(args: argparse.Namespace) -> int:
             min_rounds=rounds.rounds,
             reloads=rounds.reloads,
             seed=options.seed,
-            progress=progress,
+            progress=lambda done, total: tell("measure", done / total),
         )
     if args.json:
         write_json(args.json, account(report, files, inputs, options))
@@ -261,33 +259,12 @@ def _setting(options: Options) -> str:
     return f"onnxruntime {onnxruntime.__version__}, {providers}, {threads}, optimisation {options.opt_level}"
 
 
-@contextmanager
-def _progress(label: str, quiet: bool) -> Iterator[Callable[[float, float], None] | None]:
-    """A bar on standard error if that is a terminal; it is drawn between timings, never during one."""
-    console = make_console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
-        task = bar.add_task(label, total=None)
-        drawn = 0.0
-
-        def draw(done: float, total: float) -> None:
-            nonlocal drawn
-            if time.monotonic() - drawn > 0.3:
-                bar.update(task, completed=min(done, total), total=total, refresh=True)
-                drawn = time.monotonic()
-
-        yield draw
-
-
 def _calibrate(args: argparse.Namespace, options: Options) -> int:
-    with _progress("calibrate", args.quiet) as progress, library_output_to_stderr():
+    with shown_progress(quiet=args.quiet) as tell, library_output_to_stderr():
         rates = calibrate(
             options.run_options(),
             precision=args.calibrate,
-            progress=None if progress is None else lambda share: progress(share, 1.0),
+            progress=lambda share: tell("calibrate", share),
         )
     if args.json:
         write_json(args.json, rates.to_dict())

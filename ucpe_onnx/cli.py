@@ -10,16 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ucpe_onnx.commands.config import apply_config
-from ucpe_onnx.commands.shared import (
-    add_common,
-    add_config,
-    add_json,
-    check_outputs,
-    guarded,
-    library_output_to_stderr,
-    make_console,
-    write_json,
-)
+from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
+from ucpe_onnx.commands.progress import shown_progress, stages_told
+from ucpe_onnx.commands.shared import add_common, add_config, add_json, check_outputs, make_console, write_json
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
 from ucpe_onnx.flags import add_flags, given
 from ucpe_onnx.model.files import external_files, save_model, weights_file
@@ -96,11 +89,12 @@ def _run(args: argparse.Namespace) -> int:
     measures = args.bench_seconds is None or args.bench_seconds > 0
     refused = measures and not report.faster and not args.allow_slower
     account = {**report.to_dict(), "written": not refused}
+    written = _write(args, result, account, json_file, model=not refused)  # before anything that may fail to be printed
     if not args.quiet:
-        print_summary(report, make_console(stderr=args.json == "-"), verbose=args.verbose)
-    written = _write(args, result, account, json_file, model=not refused)
-    if written and not args.quiet:
-        make_console(stderr=args.json == "-").print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
+        console = make_console(stderr=args.json == "-")
+        print_summary(report, console, verbose=args.verbose)
+        if written:
+            console.print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
     if args.json == "-":
         write_json("-", account)
     if refused:
@@ -179,12 +173,8 @@ def _not_faster(args: argparse.Namespace, report: Report) -> str:
 
 def _prune(args: argparse.Namespace) -> Result:
     options = Options(**given(args, Options), dump_beside=args.output if args.dump_after else None)
-    console = make_console(stderr=True)
-    if args.quiet or not console.is_terminal:
-        with library_output_to_stderr():
-            return prune(args.input, options)
-    with console.status("load") as status, library_output_to_stderr():
-        return prune(args.input, options, progress=status.update)
+    with shown_progress(quiet=args.quiet) as tell, library_output_to_stderr():
+        return prune(args.input, options, progress=stages_told(tell))
 
 
 if __name__ == "__main__":

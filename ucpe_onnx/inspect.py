@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ucpe_onnx.analysis.trace import Trace, trace
+from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
 from ucpe_onnx.commands.shared import (
     add_common,
     check_outputs,
-    guarded,
-    library_output_to_stderr,
     make_console,
     write_json,
 )

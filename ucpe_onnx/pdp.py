@@ -6,22 +6,20 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ucpe_onnx.commands.config import apply_config
+from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
+from ucpe_onnx.commands.progress import Tell, shown_progress
 from ucpe_onnx.commands.shared import (
     add_common,
     add_config,
     add_json,
     check_outputs,
-    guarded,
-    library_output_to_stderr,
     make_console,
     write_json,
 )
@@ -113,7 +111,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError('training needs torch: python -m pip install "ucpe-onnx[train]" (or torch alone)')
     from ucpe_onnx.train.run import train  # noqa: PLC0415  # needs torch
 
-    with _progress(args.quiet) as progress, library_output_to_stderr():
+    with shown_progress(quiet=args.quiet) as tell, library_output_to_stderr():
         result = train(
             args.input,
             args.data,
@@ -121,13 +119,11 @@ def _run(args: argparse.Namespace) -> int:
             labels=args.labels,
             validation=args.val_data,
             checkpoint=args.checkpoint,
-            progress=progress,
+            progress=_shown(tell),
         )
         compiled = None if args.emit is None else result.compiled(threads=args.threads, data=args.val_data)
     refused = compiled is not None and not compiled.report.faster and not args.allow_slower
     account = {**result.to_dict(), "emitted": None if compiled is None else compiled.report.to_dict()}
-    if not args.quiet:
-        _print(result, compiled, args)
     with all_or_nothing():
         result.save_masks(args.masks)
         save_model(result.model, trained)
@@ -136,6 +132,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.json and args.json != "-":
             write_json(args.json, account)
     if not args.quiet:
+        _print(result, compiled, args)
         written = [args.masks, trained, *([args.emit] if compiled is not None and not refused else [])]
         make_console(stderr=args.json == "-").print(f"wrote {', '.join(map(str, written))}", soft_wrap=True)
     if args.json == "-":
@@ -205,33 +202,17 @@ def _some(epochs: Sequence[Epoch], most: int = 12) -> list[Epoch]:
     return [epochs[round(i * (len(epochs) - 1) / (most - 1))] for i in range(most)]
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float, Any], None] | None]:
-    """A bar on standard error if that is a terminal, with the latest epoch beside it."""
-    console = make_console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f}%"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("load", total=1.0)
+def _shown(tell: Tell) -> Callable[[str, float, Any], None]:
+    """For :func:`train`, with the latest epoch beside the share that is done."""
 
-        def draw(stage: str, share: float, epoch: Any) -> None:
-            if epoch is None:
-                bar.update(task, completed=share)
-                if stage != "train":
-                    bar.update(task, description=stage)
-                return
-            accuracy = "" if epoch.accuracy is None else f", accuracy {epoch.accuracy:.1%}"
-            told = f"epoch {epoch.number}: loss {epoch.loss:.3f}{accuracy}, {epoch.sparsity:.0%} gone"
-            bar.update(task, description=told, completed=share)
+    def show(stage: str, share: float, epoch: Any) -> None:
+        if epoch is None:
+            tell(stage, share)
+            return
+        accuracy = "" if epoch.accuracy is None else f", accuracy {epoch.accuracy:.1%}"
+        tell(stage, share, f"epoch {epoch.number}: loss {epoch.loss:.3f}{accuracy}, {epoch.sparsity:.0%} gone")
 
-        yield draw
+    return show
 
 
 if __name__ == "__main__":

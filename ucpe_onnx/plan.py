@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import onnx
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.lowerings import LOWERINGS, UNSAID, Lowering
 from ucpe_onnx.masks import Mask
-from ucpe_onnx.model.new_weights import NewWeight, with_weights
-from ucpe_onnx.model.writing import write_text
+from ucpe_onnx.model.new_weights import NewWeight, load_weights, save_weights, weights_sha256, with_weights
+from ucpe_onnx.model.writing import all_or_nothing, removed_afterwards, write_text
 
 FORMAT = "ucpe-plan/1"
+
+_LONGEST_NAME = 255
+"""Bytes in the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -184,15 +187,33 @@ class Plan:
             raise MaskError(f"not a valid plan: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON."""
-        write_text(path, json.dumps(self.to_dict()) + "\n")
+        """Write the plan as JSON, and new weights to a file of their own beside it, which the plan names.
+
+        The weights' file has the plan's name, digits of its hash, and the suffix ``.npz``; that of a plan which is
+        replaced is removed. What is no regular file, such as ``/dev/stdout``, gets all in one.
+
+        Raises:
+            UcpeError: a file can't be written.
+        """
+        file = Path(path)
+        raw = self.to_dict()
+        with all_or_nothing():
+            stale = _weights_beside(file)
+            if self.weights and (file.is_file() or not file.exists()):
+                digest = weights_sha256(self.weights)
+                beside = _beside(file, digest)
+                save_weights(self.weights, beside)
+                stale.discard(beside)
+                raw["weights"] = {"file": beside.name, "sha256": digest, "names": list(self.weights)}
+            write_text(path, json.dumps(raw) + "\n")
+            removed_afterwards(stale)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan file.
+        """Read a plan file, and the weights beside it.
 
         Raises:
-            MaskError: the file can't be read or holds no plan.
+            MaskError: a file can't be read, or they hold no plan.
         """
         file = Path(path)
         if file.exists() and not file.is_file() and not file.is_dir():  # a pipe or a device may never end
@@ -201,12 +222,43 @@ class Plan:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise MaskError(f"{file}: no such file; give a plan that --save-plan wrote") from error
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise MaskError(f"{file}: not a plan ({error})") from error
         try:
-            return cls.from_dict(raw)
+            beside = raw.get("weights") if isinstance(raw, dict) else None
+            if not isinstance(beside, dict) or not isinstance(beside.get("file"), str):
+                return cls.from_dict(raw)
+            plan = cls.from_dict({**raw, "weights": {}})
         except MaskError as error:
             raise MaskError(f"{file}: {error}") from error
+        return replace(plan, weights=_read_beside(beside, file))
+
+
+def _beside(file: Path, digest: str) -> Path:
+    """Where the weights of a plan go."""
+    name = f"{file.stem}.{digest[:8]}.npz"
+    return file.with_name(name if len(os.fsencode(name)) <= _LONGEST_NAME else f"plan.{digest[:8]}.npz")
+
+
+def _weights_beside(file: Path) -> set[Path]:
+    """The file of weights that a plan which is there names, if it is its own."""
+    try:
+        beside = json.loads(file.read_text(encoding="utf-8"))["weights"] if file.is_file() else {}
+        found = file.with_name(beside["file"])
+        return {found} if found == _beside(file, beside["sha256"]) else set()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+
+
+def _read_beside(raw: Mapping[str, Any], file: Path) -> dict[str, NewWeight]:
+    """The weights that a plan file names."""
+    name, names = raw["file"], raw.get("names")
+    if Path(name).name != name or not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise MaskError(f"{file}: not a valid plan: it does not name a file of weights beside it")
+    weights = load_weights(file.with_name(name), names)
+    if weights_sha256(weights) != raw.get("sha256"):
+        raise MaskError(f"{file.with_name(name)}: not the weights of {file} (another hash); make a new plan")
+    return weights
 
 
 def _consumer(raw: Mapping[str, Any]) -> ConsumerPlan:

@@ -22,6 +22,7 @@ from ucpe_onnx.budget.choices import Reading, SegmentChoices
 from ucpe_onnx.budget.greedy import Greedy, State
 from ucpe_onnx.budget.prices import Prices
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.solve.interruptible import new_solver, solve
 
 _SCALE = 1_000_000
 """Costs and losses become whole numbers, in millionths of the unpruned model's cost and of the largest loss."""
@@ -202,16 +203,13 @@ class _Model:
         start = self._best_known(budget)
         if start is not None:
             self._hint(start)
-        solver = cp_model.CpSolver()
-        solver.parameters.max_time_in_seconds = seconds
+        solver = new_solver(seconds, seed=seed)
         solver.parameters.max_deterministic_time = _EFFORT
-        solver.parameters.random_seed = seed
-        solver.parameters.num_workers = 1
         solver.parameters.linearization_level = 2  # the relaxation is tight; clauses learnt from conflicts are no help
         solver.parameters.cp_model_probing_level = 0
         solver.parameters.symmetry_level = 0
         solver.parameters.relative_gap_limit = _GAP
-        status = solver.solve(self.model)
+        status = solve(solver, self.model)
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             state = self._state(solver)
             self.knapsack.found.append(state)

@@ -1,24 +1,21 @@
-"""What all commands share: common flags, one-line errors, exit codes, JSON output."""
+"""What all commands share: common flags, checks of outputs, JSON output."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ucpe_onnx.errors import EXIT_FAILED, UcpeError, UsageError
+from ucpe_onnx.errors import UsageError
 from ucpe_onnx.flags import TakesFlags
 from ucpe_onnx.model.writing import check_writable, write_text
-from ucpe_onnx.version import __version__
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +36,19 @@ def add_config(to: TakesFlags, help: str) -> None:
     to.add_argument("--config", type=Path, metavar="FILE.toml", help=help)
 
 
+class _Console(Console):
+    """Whoever reads may leave; that is the caller's to handle, not a reason to end the process here and now."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def make_console(*, stderr: bool = False) -> Console:
     """A console that prints names as they are, whatever brackets, colons or letters they hold."""
     stream = sys.stderr if stderr else sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
@@ -74,77 +78,6 @@ def check_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path 
 
 def _real(path: Path) -> str:
     return os.path.normcase(os.path.realpath(path))
-
-
-def guarded(job: Callable[[], int], *, debug: bool) -> int:
-    """Run a job; an error becomes one line on stderr and its exit code.
-
-    Args:
-        job: returns the exit code of a run that ended well.
-        debug: let the traceback through.
-    """
-    try:
-        return job()
-    except UcpeError as error:
-        if debug:
-            raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever read stdout has left; Python would complain when it flushes at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except MemoryError as error:
-        if debug:
-            raise
-        print(f"error: out of memory ({_one_line(error)}); nothing was written: free some", file=sys.stderr)
-        return EXIT_FAILED
-    except Exception as error:  # a defect of ours: say so instead of showing a traceback
-        if debug:
-            raise
-        print(
-            f"error: internal error ({type(error).__name__}: {_one_line(error)}) in {_versions()}; nothing was written."
-            " Please report it with this line and the output of the same command and --debug",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "no message"
-
-
-def _versions() -> str:
-    """What a report of a defect needs to name."""
-    found = [f"ucpe-onnx {__version__}"]
-    for package in ("onnx", "onnxruntime"):
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:  # a build of another name, such as onnxruntime-gpu
-            found.append(f"{package} of unknown version")
-    return ", ".join(found)
-
-
-@contextmanager
-def library_output_to_stderr() -> Iterator[None]:
-    """Send what native libraries print to standard output (onnx's checker does) to standard error meanwhile.
-
-    Standard output is for what the command itself has to say; with ``--json -`` a program reads it.
-    """
-    sys.stdout.flush()
-    try:
-        saved = os.dup(1)
-    except OSError:  # closed: nothing can be printed there
-        yield
-        return
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(saved, 1)
-        os.close(saved)
 
 
 def write_json(target: str, value: Any) -> None:

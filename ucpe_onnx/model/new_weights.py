@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
-from collections.abc import Mapping
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from ucpe_onnx.errors import MaskError
+from ucpe_onnx.errors import MaskError, UcpeError
 from ucpe_onnx.model.offload import copy_model
+from ucpe_onnx.model.writing import partial_file
 
 Array = npt.NDArray[Any]
 
@@ -62,6 +67,56 @@ class NewWeight:
         if not np.isfinite(np.frombuffer(data, dtype="<f4")).all():
             raise ValueError("new weights are NaN or infinite")
         return cls(shape, data)
+
+
+def weights_sha256(weights: Mapping[str, NewWeight]) -> str:
+    """SHA-256 of names, shapes and elements, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, new in weights.items():
+        digest.update(f"{name!r}{list(new.shape)}".encode())
+        digest.update(new.data)
+    return digest.hexdigest()
+
+
+def save_weights(weights: Mapping[str, NewWeight], path: str | os.PathLike[str]) -> None:
+    """Write weights as an ``.npz`` file with the keys "0", "1" and so on, since not every name can be a key.
+
+    Raises:
+        UcpeError: the file can't be written.
+    """
+    arrays: dict[str, Any] = {str(index): new.value for index, new in enumerate(weights.values())}
+    try:
+        with partial_file(path) as partial, partial.open("wb") as stream:
+            np.savez(stream, **arrays)
+    except OSError as error:
+        raise UcpeError(f"{os.fspath(path)}: can't be written ({error.strerror})") from error
+
+
+def load_weights(path: Path, names: Sequence[str]) -> dict[str, NewWeight]:
+    """Read what :func:`save_weights` wrote.
+
+    Args:
+        path: the file.
+        names: of the weights, in their order.
+
+    Raises:
+        MaskError: the file can't be read, or holds something else.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("no regular file")
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("compressed, as no plan's weights are")  # and might grow beyond all bounds
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[str(index)] for index, name in enumerate(names)}
+    except FileNotFoundError as error:
+        raise MaskError(f"{path}: no such file; keep it beside its plan, or make a new plan") from error
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise MaskError(f"{path}: not the weights of this plan ({error}); make a new plan") from error
+    if any(value.dtype != np.float32 or not np.isfinite(value).all() for value in found.values()):
+        raise MaskError(f"{path}: not the weights of this plan (not all are finite float32); make a new plan")
+    return {name: NewWeight.of(value) for name, value in found.items()}
 
 
 def with_weights(model: onnx.ModelProto, weights: Mapping[str, NewWeight]) -> onnx.ModelProto:

@@ -142,6 +142,7 @@ class Run:
             limit=options.timing_limit,
             reloads=reloads,
             seed=options.seed,
+            progress=lambda spent, whole: self.stages.tell("measure", min(spent / whole, 1.0)),
         )
 
     def collected(self, model: onnx.ModelProto, traced: Trace, dataset: Dataset) -> Statistics:

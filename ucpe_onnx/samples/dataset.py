@@ -195,7 +195,7 @@ def _feeds(source: Any, where: str) -> Iterator[dict[str, Any]]:
             yield dict(item)
     except UcpeError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise DataError(f"{where}: raised {_reason(error)} while it was read; fix the loader") from error
 
 
@@ -208,7 +208,7 @@ def _call(text: str, module_name: str, attribute: str) -> Any:
         raise DataError(f"{text}: can't import {module_name} ({_reason(error)}); give {FORMS}") from error
     except AttributeError as error:
         raise DataError(f"{text}: module {module_name} has no {attribute!r}; name a function of it") from error
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise DataError(f"{text}: importing {module_name} raised {_reason(error)}; fix the module") from error
     return _called(target, text) if callable(target) else target
 
@@ -216,7 +216,7 @@ def _call(text: str, module_name: str, attribute: str) -> Any:
 def _called(function: Callable[[], Any], text: str) -> Any:
     try:
         return function()
-    except Exception as error:  # the user's function may raise anything
+    except (Exception, SystemExit) as error:  # the user's function may raise anything
         raise DataError(f"{text}: raised {_reason(error)}; it is called without arguments") from error
 
 

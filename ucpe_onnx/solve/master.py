@@ -17,6 +17,7 @@ from ortools.sat.python import cp_model
 
 from ucpe_onnx.solve.conflicts import Conflict, Oracle, small_conflicts
 from ucpe_onnx.solve.demands import Demand
+from ucpe_onnx.solve.interruptible import new_solver, solve
 
 _PRECISION = 40  # bits of the integers that stand for the weights
 
@@ -125,11 +126,8 @@ def _solve_master(
     # Solve
     for index in demands:
         model.add_hint(served[index], index in hint)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = seed
-    solver.parameters.max_time_in_seconds = max(0.01, deadline - time.perf_counter())
-    status = solver.solve(model)
+    solver = new_solver(max(0.01, deadline - time.perf_counter()), seed=seed)
+    status = solve(solver, model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None, sum(weights)
     bound = math.floor(solver.best_objective_bound + 0.5)

@@ -20,6 +20,7 @@ from ortools.sat.python import cp_model
 from ucpe_onnx.solve.blocks.layout import BlockPrices, Layout, Part, Partition
 from ucpe_onnx.solve.blocks.model import BlockModel, Families
 from ucpe_onnx.solve.blocks.problem import APART, BLOCKWISE
+from ucpe_onnx.solve.interruptible import new_solver, solve
 
 _DEAR = 3  # readers of which all sets are types in a model that can't have all types
 _PRECISION = 22  # bits of the integer that stands for the cost of the layout that is known
@@ -116,14 +117,11 @@ def solve_master(prices: BlockPrices, families: Families, known: Layout, limits:
     """
     model = BlockModel(prices, families, math.ldexp(1.0, _PRECISION - math.frexp(known.us)[1]))
     _hint(model, known)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = limits.seed
-    solver.parameters.max_time_in_seconds = max(0.01, limits.seconds)
+    solver = new_solver(max(0.01, limits.seconds), seed=limits.seed)
     solver.parameters.max_deterministic_time = limits.deterministic
     solver.parameters.relative_gap_limit = limits.tolerance
     solver.parameters.cp_model_probing_level = 0  # takes longer than it saves here
-    status = solver.solve(model.model)
+    status = solve(solver, model.model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return Improved(None, 0.0, False)
     layout = _layout(model, solver)
