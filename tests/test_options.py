@@ -193,7 +193,6 @@ def test_lone_strings_are_not_letters():
     "options",
     [
         {"ratio": "0.5"},
-        {"ratio": None},
         {"ratio": 1},
         {"criterion": "L2"},
         {"scope": ""},

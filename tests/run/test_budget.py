@@ -139,7 +139,7 @@ def test_accuracy(labelled: bool) -> None:
     budget = result.report.budget
     assert budget is not None and budget.kind == "macs" and budget.points_lost is not None
     assert budget.points_lost <= 20 and shares(result)[0] < 1
-    assert f"{budget.points_lost:.1f} points lost on samples held out" in told(result)
+    assert f"{budget.points_lost:.1f} points lost on 12 samples held out" in told(result)
 
 
 def test_samples_that_judge_are_fitted_to_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,23 @@ def codecs_behind(graph: GraphView, use: ConstantUse) -> Iterator[Node]:
         node = graph.readers[node.outputs[0]][0][0]
 
 
+def codec_parameters(graph: GraphView, use: ConstantUse, axis: int) -> Iterator[ConstantUse]:
+    """Scales and zero points, on the way of a constant through codecs, that have an entry for each place along an axis.
+
+    Args:
+        graph: the graph.
+        use: where the constant is used.
+        axis: of the constant.
+    """
+    shape = graph.constants.shape(graph.nodes[use[0]].inputs[use[1]]) or ()
+    for codec in codecs_behind(graph, use):
+        if int(codec.attributes.get("axis", 1)) % max(len(shape), 1) != axis:
+            continue
+        for index in (1, 2):
+            if (graph.constants.shape(_input(codec, index)) or (1,)) not in ((), (1,)):
+                yield codec.index, index
+
+
 def quantization_of(graph: GraphView, use: ConstantUse, rank: int) -> Quantization | None:
     """How the integers of a constant are meant; None if it holds real numbers.
 

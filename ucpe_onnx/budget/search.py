@@ -47,6 +47,7 @@ class BudgetOutcome:
         gap: share of that loss that is not proven to be needed.
         looks: all predicted budgets that were tried, each with what it came to.
         points_lost: points of accuracy that were lost on samples held out, if a largest loss was asked for.
+        held_out: number of these samples.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class BudgetOutcome:
     gap: float
     looks: tuple[tuple[float, float], ...] = ()
     points_lost: float | None = None
+    held_out: int = 0
 
     @classmethod
     def of(cls, kind: str, asked: float, best: Try, tries: tuple[Try, ...]) -> BudgetOutcome:

@@ -1,4 +1,7 @@
-"""Time small graphs in turns, so that drift and other load of the machine hit them all alike."""
+"""Time small graphs in turns, so that drift and other load of the machine hit them all alike.
+
+Timings that other programs interrupt don't count; where hardly any are left, nothing is measured.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ import numpy.typing as npt
 import onnx
 
 from ucpe_onnx.calibration.networks import Profile
-from ucpe_onnx.errors import ModelError
+from ucpe_onnx.errors import BusyError, ModelError
 from ucpe_onnx.model.folders import TemporaryFolder
+from ucpe_onnx.runtime.interference import INTERRUPTED, Waited, waiting
 from ucpe_onnx.runtime.session import RunOptions, Session, make_session
 
 Progress: TypeAlias = Callable[[float], None]
@@ -24,7 +28,18 @@ Progress: TypeAlias = Callable[[float], None]
 QUIET_QUANTILE = 0.1
 """Of the timings of a graph; other load only ever adds to them, so the low ones say what the kernels take."""
 
+_Loaded: TypeAlias = "tuple[int, Session, dict[str, npt.NDArray[np.float32]]]"
+"""A graph that has been loaded: its index, the session, and what it takes."""
+
 FEWEST_ROUNDS = 5
+FEWEST_TIMINGS = 3
+"""Of each graph, without interruption."""
+
+PATIENCE = 2.0
+"""Times the seconds after which it is enough, however little the interruptions have left."""
+
+_BUSY = "calibration: other programs interrupt all timings; wait until the machine is idle, or leave --calibrate out"
+
 _SETUP_SHARE = 0.4
 
 _MOST_PROFILED = 60
@@ -58,10 +73,15 @@ def time_graphs(
     progress: Progress,
     *,
     clock: Callable[[], float] = time.perf_counter,
+    waited: Callable[[], Waited] = waiting,
 ) -> npt.NDArray[np.float64]:
-    """Time graphs in turns, in random order, for about so many seconds in all."""
+    """Time graphs in turns, in random order, for about so many seconds in all.
+
+    Raises:
+        BusyError: other programs have interrupted nearly everything.
+    """
     start = clock()
-    loaded: list[tuple[int, Session, dict[str, npt.NDArray[np.float32]]]] = []
+    loaded: list[_Loaded] = []
     for index, graph in enumerate(graphs):
         session = _session(graph, options)
         if session is not None:
@@ -69,18 +89,29 @@ def time_graphs(
         progress(_SETUP_SHARE * (index + 1) / len(graphs))
     timings: list[list[float]] = [[] for _ in graphs]
     generator = np.random.default_rng(0)
-    rounds, measuring = 0, clock()
-    while rounds < FEWEST_ROUNDS or clock() - start < seconds:
+    for _, session, feed in loaded:  # the first round warms caches and memory up
+        session.run(None, feed)
+    rounds, measuring, waits = 1, clock(), waited()
+    while rounds < FEWEST_ROUNDS or clock() - start < _enough(timings, loaded, seconds):
         for position in generator.permutation(len(loaded)):
             index, session, feed = loaded[position]
-            before = clock()
+            already, before = waits(), clock()
             session.run(None, feed)
-            timings[index].append(clock() - before)
+            took = clock() - before
+            if waits() - already <= INTERRUPTED * took:
+                timings[index].append(took)
         rounds += 1
         spent, budget = clock() - measuring, max(seconds - (measuring - start), 1e-9)
         progress(_SETUP_SHARE + (1 - _SETUP_SHARE) * min(1.0, max(spent / budget, 0.0)))
-    # The first round warms caches and memory up.
-    return np.array([np.quantile(values[1:], QUIET_QUANTILE) if values else np.nan for values in timings])
+    if any(not timings[index] for index, _, _ in loaded):
+        raise BusyError(_BUSY)
+    return np.array([np.quantile(values, QUIET_QUANTILE) if values else np.nan for values in timings])
+
+
+def _enough(timings: Sequence[Sequence[float]], loaded: Sequence[_Loaded], seconds: float) -> float:
+    """The seconds after which it is enough: more of them as long as interruptions have left too little of a graph."""
+    fewest = min((len(timings[index]) for index, _, _ in loaded), default=FEWEST_ROUNDS)
+    return seconds if fewest >= FEWEST_TIMINGS else PATIENCE * seconds
 
 
 def profile_graphs(
@@ -89,28 +120,33 @@ def profile_graphs(
     seconds: float,
     *,
     clock: Callable[[], float] = time.perf_counter,
+    waited: Callable[[], Waited] = waiting,
 ) -> list[Profile | None]:
     """Time the kernels of graphs, run in turns for about so many seconds; None for a graph that can't be.
 
     The profiler adds something to every kernel: the times are lessened by so much that their sum is what the graph
-    takes without it.
+    takes without it. Rounds in which a graph was interrupted don't count for it, unless all were.
     """
     end = clock() + seconds
     with TemporaryFolder() as folder:
         pairs = [_profiled_and_plain(graph, options, os.path.join(folder, str(i))) for i, graph in enumerate(graphs)]
         feeds = [_feed(graph) for graph in graphs]
         alone: list[list[float]] = [[] for _ in graphs]
-        rounds = 0
+        shares: list[list[float]] = [[] for _ in graphs]
+        rounds, waits = 0, waited()
         while rounds < FEWEST_ROUNDS or (clock() < end and rounds < _MOST_PROFILED):
-            for pair, feed, timings in zip(pairs, feeds, alone, strict=True):
+            for pair, feed, timings, waiting_shares in zip(pairs, feeds, alone, shares, strict=True):
                 if pair is not None:
+                    already, begun = waits(), clock()
                     pair[0].run(None, feed)
                     before = clock()
                     pair[1].run(None, feed)
                     timings.append(clock() - before)
+                    waiting_shares.append((waits() - already) / max(clock() - begun, 1e-9))
             rounds += 1
         return [
-            None if pair is None else _profile(pair[0], timings) for pair, timings in zip(pairs, alone, strict=True)
+            None if pair is None else _profile(pair[0], timings, waiting_shares)
+            for pair, timings, waiting_shares in zip(pairs, alone, shares, strict=True)
         ]
 
 
@@ -119,16 +155,20 @@ def _profiled_and_plain(graph: onnx.ModelProto, options: RunOptions, prefix: str
     return None if profiled is None or plain is None else (profiled, plain)
 
 
-def _profile(session: Any, alone: Sequence[float]) -> Profile | None:
-    """The kernels of a profiled session, every run but the first."""
+def _profile(session: Any, alone: Sequence[float], waited: Sequence[float]) -> Profile | None:
+    """The kernels of a profiled session, every run but the first, and those that were interrupted."""
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     kernels = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
     count, rest = divmod(len(kernels), len(alone))
     if not count or rest:
         return None
     us = np.array([event["dur"] for event in kernels], dtype=np.float64).reshape(len(alone), count)
-    us = np.quantile(us[1:], QUIET_QUANTILE, axis=0)
-    added = (us.sum() - 1e6 * np.quantile(alone[1:], QUIET_QUANTILE)) / count
+    quiet = np.array(waited) <= INTERRUPTED
+    quiet[0] = False
+    if not quiet.any():
+        quiet[1:] = True
+    us = np.quantile(us[quiet], QUIET_QUANTILE, axis=0)
+    added = (us.sum() - 1e6 * np.quantile(np.array(alone)[quiet], QUIET_QUANTILE)) / count
     ops = tuple(str(event["args"]["op_name"]) for event in kernels[:count])
     return Profile(ops, np.maximum(us - max(added, 0.0), _LEAST_US))
 

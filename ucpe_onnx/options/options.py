@@ -38,6 +38,8 @@ _RATIO = Range("is outside of [0, 1); 0.25 removes a quarter of the channels", l
 _BUDGET = Range("is outside of (0, 1); 0.7 asks for 70 % of the input's", above=0, below=1)
 _TOLERANCE = Range("is not a tolerance; give a finite number of at least 0", least=0, below=math.inf)
 
+_DEFAULT_RATIO = 0.25
+
 _BENCH_SECONDS, _MOST_BENCH_SECONDS = 3.0, 60.0
 """To measure latency for by default, and at most if runs are slow."""
 
@@ -66,10 +68,12 @@ class Options:
     What a field means is said where it is declared. Plans and reports record the fields in this order.
     """
 
-    ratio: float = flag(
-        0.25,
+    ratio: float | None = flag(
+        None,
         CHOICE,
-        "share of each consumer's input channels to remove, 0 <= R < 1 (default %(default)s)",
+        f"share of each consumer's input channels to remove, 0 <= R < 1 (default {_DEFAULT_RATIO})",
+        more="None: the default, unless there is a target, a mask file or a plan",
+        type=float,
         metavar="R",
         valid=_RATIO,
     )
@@ -278,7 +282,8 @@ class Options:
     bench_seconds: float | None = flag(
         None,
         CHECKS,
-        "time to measure latency for; 0 skips it (default 3, and of slow models as long as six rounds take)",
+        "time to measure latency for, with a latency target for each of up to six looks; 0 skips it (default 3, and of"
+        " slow models as long as six rounds take)",
         type=float,
         metavar="S",
         valid=Range("must be at least 0 (0 skips the measurement)", least=0, below=math.inf),
@@ -325,7 +330,8 @@ class Options:
         for pattern, ratio in chosen.ratio_for:
             _RATIO.check(f"--ratio-for {pattern}", ratio)
         check_together(chosen)
-        return chosen
+        chooses = not chosen.has_budget and chosen.masks is None and chosen.plan is None
+        return replace(chosen, ratio=_DEFAULT_RATIO) if chosen.ratio is None and chooses else chosen
 
     def budgets(self) -> dict[str, float | None]:
         """The budgets by kind, None for those not asked for."""

@@ -42,6 +42,11 @@ def _check_budget(options: Options) -> None:
         if options.data is None:
             raise UsageError("--max-accuracy-drop needs samples: give them with --data")
         given["--max-accuracy-drop"] = options.max_accuracy_drop
+    if given and options.ratio is not None:
+        raise UsageError(
+            f"--ratio and {next(iter(given))} exclude each other: the target decides how much goes; --max-ratio limits"
+            " what a layer may lose"
+        )
     if len(given) > 1:
         raise UsageError(f"{' and '.join(list(given)[:2])} exclude each other: give one target")
     for other, replacement in (("--masks", options.masks), ("--plan", options.plan)):

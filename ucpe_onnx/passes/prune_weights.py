@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from ucpe_onnx.analysis.quantised import zero_value
+from ucpe_onnx.analysis.quantised import codec_parameters, zero_value
 from ucpe_onnx.analysis.slots import IntArray
 from ucpe_onnx.model.naming import fresh_name, tensor_names
 from ucpe_onnx.passes.infra import PassResult
@@ -106,6 +106,8 @@ class PruneWeights:
                     columns[use.constant] = by_group(read, consumer.channels, use.groups)
                 else:
                     takes[use.constant][use.weight_axis] = read
+                    for parameter in codec_parameters(trace.graph, use.constant, use.weight_axis):
+                        takes[parameter][0] = read
             dropped = read[~plan.mask()[read]]
             if dropped.size:
                 zeros[use.constant] = (use.weight_axis, tuple(dropped.tolist()), use.groups)

@@ -11,7 +11,7 @@ from ucpe_onnx.report.html_segments import render_frozen, render_segments
 from ucpe_onnx.report.html_style import STYLE
 from ucpe_onnx.report.html_text import change, count, escape, milliseconds, plural, seconds, sentence, signed, size
 from ucpe_onnx.report.report import Report
-from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS, Section
+from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS, Section, Warnings
 from ucpe_onnx.report.svg import interval
 
 _MODES = {
@@ -39,6 +39,7 @@ def render_html(report: Report, plan: Plan) -> str:
         (
             _header(report),
             _speed(report),
+            *_sections(report, (Warnings,)),
             _cards(report),
             _numbers(report),
             *_sections(report, ABOUT_LAYOUT),

@@ -15,7 +15,7 @@ from ucpe_onnx.budget.search import BudgetOutcome
 from ucpe_onnx.budget.sensitivity import SensitivityPoint
 from ucpe_onnx.compensation.stage import CompensationOutcome
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.report.sections import SECTIONS, Budget, Compensation, Layouts, Runtime, Section, Sensitivity
+from ucpe_onnx.report.sections import SECTIONS, Budget, Compensation, Layouts, Runtime, Section, Sensitivity, Warnings
 from ucpe_onnx.run.trials import Rival
 from ucpe_onnx.run.tuning import TuningStep
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
@@ -123,6 +123,12 @@ class Report:
         """How sensitive the outputs are to the loss of channels, if that was asked for."""
         found = self.section(Sensitivity)
         return () if found is None else found.points
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know before deploying the model."""
+        found = self.section(Warnings)
+        return () if found is None else found.texts
 
     @property
     def rivals(self) -> tuple[Rival, ...]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ucpe_onnx.report.html_text import listed, plural
 from ucpe_onnx.report.report import Report, SegmentReport
-from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS
+from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS, Warnings
 from ucpe_onnx.runtime.latency import LatencyReport
 
 LARGE_LOSS = 10.0
@@ -82,6 +82,9 @@ def _print_checks(report: Report, console: Console) -> None:
         if lost > LARGE_LOSS:
             advice = "; try a lower --ratio" if report.mode in ("unconstrained", "constrained") else ""
             console.print(f"warning: accuracy fell by {lost:.1f} points{advice}", style="yellow")
+    warnings = report.section(Warnings)
+    for line in () if warnings is None else warnings.lines(report):
+        console.print(line, style="yellow")
 
 
 def _how_measured(latency: LatencyReport, threads: int) -> str:

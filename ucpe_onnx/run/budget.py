@@ -152,7 +152,8 @@ class _Search:
                 continue
             lost = self._points_lost(met)
             if lost <= drop:
-                high, found = asked, replace(met, outcome=replace(met.outcome, points_lost=lost))
+                judges = _held_out(run.dataset)[1].samples
+                high, found = asked, replace(met, outcome=replace(met.outcome, points_lost=lost, held_out=judges))
             else:
                 low = asked
         if found is None:

@@ -74,6 +74,7 @@ def candidates(run: Run) -> Iterator[Candidate]:
 def _scored(run: Run) -> Iterator[Candidate]:
     """Masks from a criterion and a ratio; with ``auto`` constrained ones if unconstrained ones were not faster."""
     options, scores = run.options, _scores(run)
+    assert options.ratio is not None, "checked options have one where no target decides"
     for mode in ("unconstrained", "constrained") if options.mode == "auto" else (options.mode,):
         constrained = mode == "constrained"
         selection = Selection(

@@ -18,7 +18,7 @@ from ucpe_onnx.plan import Plan, SegmentPlan
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings
-from ucpe_onnx.runtime.latency import LEAST_RELOADS, measure
+from ucpe_onnx.runtime.latency import LEAST_RELOADS, PATIENCE, measure
 from ucpe_onnx.selection.criteria import FloatArray
 
 SHARE = 10.0
@@ -106,6 +106,8 @@ class Tuner:
                 break
             names = tries[decided.id]
             found = self._timed(plan, {name: others[name] for name in names}, decided.id, seconds)
+            if not found:  # other programs had the cores: the choice stays
+                continue
             best = min(found, key=lambda step: step.measured_us)
             if best.high < 0:
                 plan = _with_segment(plan, others[best.lowering], decided.id)
@@ -114,7 +116,7 @@ class Tuner:
         return plan, tuple(steps)
 
     def _timed(self, plan: Plan, others: Mapping[str, Plan], segment: int, seconds: float) -> list[TuningStep]:
-        """Time the model of a plan against models that differ in one segment."""
+        """Time the model of a plan against models that differ in one segment; nothing if the machine is busy."""
         plans = {"": plan, **{name: _with_segment(plan, other, segment) for name, other in others.items()}}
         models = {name: self.offload.store(emit(self.model, self.traced, each)) for name, each in plans.items()}
         latency = measure(
@@ -123,10 +125,13 @@ class Tuner:
             self.options.run_options(),
             baseline="",
             seconds=seconds,
+            limit=PATIENCE * seconds,
             min_rounds=_ROUNDS,
             reloads=LEAST_RELOADS,
             seed=self.options.seed,
         )
+        if latency.busy:
+            return []
         base = latency[""].median_ms * 1e3
         return [
             TuningStep(

@@ -24,6 +24,9 @@ except ImportError:  # Windows
 Waited: TypeAlias = "Callable[[], float]"
 """Seconds that this process' threads have waited for a core so far; only differences mean anything."""
 
+INTERRUPTED = 0.02
+"""A timing is interrupted if its threads have waited for a core for this share of it."""
+
 _TASKS = "/proc/self/task"
 _A_SWITCH = 1e-3
 """Seconds that an involuntary context switch counts for where nothing tells how long the wait was."""

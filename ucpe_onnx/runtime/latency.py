@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ucpe_onnx.errors import UsageError
-from ucpe_onnx.runtime.interference import Waited, waiting
+from ucpe_onnx.runtime.interference import INTERRUPTED, Waited, waiting
 from ucpe_onnx.runtime.latency_stats import LEAST_ROUNDS, LUCK, CandidateLatency, Load, summarise
 from ucpe_onnx.runtime.session import ModelLike, RunOptions, Session, make_session, run
 
@@ -50,9 +50,6 @@ EARLY = 30
 
 ATTEMPTS = 4
 """Times that a timing is taken at most, if it is interrupted, before its round is given up."""
-
-INTERRUPTED = 0.02
-"""A timing is interrupted if its threads have waited for a core for this share of it."""
 
 MOST_INTERRUPTED = 0.9
 """Share of interrupted timings above which those that are left are not believed."""

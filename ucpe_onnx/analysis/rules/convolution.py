@@ -6,6 +6,7 @@ import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import LAYER_OPS, Kind, LayerOp
+from ucpe_onnx.analysis.quantised import codec_parameters
 from ucpe_onnx.analysis.slots import AxisKey, TensorKey
 from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
 
@@ -61,6 +62,9 @@ def _reads_and_makes(tracer: Tracer, node: Node, op: LayerOp, groups: int) -> No
             tracer.freeze(axis[0], f"channels bound to groups: {node.op_type} at {node.name}", [_CHANNEL])
         else:
             tracer.partition(axis, groups)
+    within = out if op.transposed else data  # what axis 1 of the weight counts, anew in every group
+    if any(codec_parameters(tracer.graph, use.constant, 1)):
+        tracer.freeze(within[0], f"scales for each channel of a group: {node.op_type} at {node.name}", [_CHANNEL])
 
 
 def _channel_wise(tracer: Tracer, node: Node, op: LayerOp, weight: list[int]) -> None:

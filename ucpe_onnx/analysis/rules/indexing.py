@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.rules.common import normalized_axis
+from ucpe_onnx.analysis.rules.common import broadcast_axis, normalized_axis
 from ucpe_onnx.analysis.rules.rearrange import gather_follows
 from ucpe_onnx.analysis.slots import TensorKey
 from ucpe_onnx.analysis.tracer import Tracer
@@ -81,15 +81,16 @@ def triangle(tracer: Tracer, node: Node) -> None:
 
 
 def sampled(tracer: Tracer, node: Node) -> None:
-    """GridSample: batch and channels pass, space is sampled at given places."""
-    data, out = node.inputs[0], node.outputs[0]
+    """GridSample: the batch, which data and grid share, and channels pass; space is sampled at given places."""
+    data, grid, out = node.inputs[0], tracer.operand(node, 1), node.outputs[0]
     rank = tracer.rank(data)
     reason = f"spatial axis of {node.op_type} at {node.name}"
-    tracer.freeze(tracer.operand(node, 1), reason)
-    if rank is None or tracer.rank(out) != rank:
+    if rank is None or tracer.rank(out) != rank or grid is None or tracer.rank(grid) != rank:
         tracer.freeze_node(node, reason)
         return
-    tracer.pass_through(node, data, out, [0, 1])
+    tracer.freeze(grid, reason, range(1, rank))
+    broadcast_axis(tracer, node, [(data, 0), (grid, 0)], (out, 0))
+    tracer.pass_through(node, data, out, [1])
     for tensor in (data, out):
         tracer.freeze(tensor, reason, range(2, rank))
 

@@ -57,7 +57,7 @@ def product(tracer: Tracer, node: Node) -> None:
     elif isinstance(left, tuple) and isinstance(right, str) and ranks[0] == 2 and (ranks[1] or 0) >= 2 and not coded:
         _with_matrix(tracer, node, right, op.data, [])
     elif isinstance(left, str) and isinstance(right, str) and ranks[0] and ranks[1] and tracer.rank(out):
-        _of_activations(tracer, node, left, right)
+        _of_activations(tracer, node, left, right, _per_column(tracer, node, op.followers))
     else:
         tracer.freeze_node(node, f"operands of an unsupported form: {node.op_type} at {node.name}")
 
@@ -79,10 +79,16 @@ def _with_matrix(tracer: Tracer, node: Node, data: str, weight_input: int, per_c
 
 
 def _scales_fit(tracer: Tracer, node: Node, op: LayerOp, columns: Sequence[int]) -> bool:
-    """Whether data and output have one scale and zero point each, and the columns constant ones; else it is frozen."""
+    """Whether data and output have one scale and zero point each, and the columns constant ones; else it is frozen.
+
+    Those of the columns may have axes of length 1 in front; longer ones, for every matrix of many, are not followed.
+    """
     scalars = [key for index in op.scalars if (key := tracer.operand(node, index)) is not None]
-    computed = any(isinstance(tracer.operand(node, index), str) for index in columns)
-    if not computed and all(tracer.dims(key) in ((), (1,)) for key in scalars):
+    others = [key for index in columns if (key := tracer.operand(node, index)) is not None]
+    per_column = all(
+        isinstance(key, tuple) and all(size == 1 for size in (tracer.dims(key) or ())[:-1]) for key in others
+    )
+    if per_column and all(tracer.dims(key) in ((), (1,)) for key in scalars):
         return True
     tracer.freeze_node(node, f"scales of an unsupported form: {node.op_type} at {node.name}")
     return False
@@ -91,10 +97,11 @@ def _scales_fit(tracer: Tracer, node: Node, op: LayerOp, columns: Sequence[int])
 def _per_column(tracer: Tracer, node: Node, columns: Sequence[int]) -> list[AxisKey]:
     """The axes of those inputs that have one entry per column of the output, and not one for all."""
     keys = [key for index in columns if (key := tracer.operand(node, index)) is not None]
-    return [(key, 0) for key in keys if tracer.rank(key) == 1 and tracer.size((key, 0)) != 1]
+    axes = [(key, rank - 1) for key in keys if (rank := tracer.rank(key))]
+    return [axis for axis in axes if tracer.size(axis) != 1]
 
 
-def _of_activations(tracer: Tracer, node: Node, left: str, right: str) -> None:
+def _of_activations(tracer: Tracer, node: Node, left: str, right: str, per_column: list[AxisKey]) -> None:
     """Rows come from the left operand, columns from the right, leading axes from both; the contracted axis mixes."""
     out, reason = node.outputs[0], f"axis contracted between two activations: {node.op_type} at {node.name}"
     ranks = (tracer.rank(left) or 0, tracer.rank(right) or 0, tracer.rank(out) or 0)
@@ -105,6 +112,8 @@ def _of_activations(tracer: Tracer, node: Node, left: str, right: str) -> None:
         return
     tracer.link((left, ranks[0] - 2), (out, ranks[2] - 2), node)
     tracer.link((right, ranks[1] - 1), (out, ranks[2] - 1), node)
+    for follower in per_column:
+        tracer.link((out, ranks[2] - 1), follower, node)
     for back in range(3, ranks[2] + 1):
         keys: list[AxisKey] = [
             (key, rank - back) for key, rank in zip((left, right), ranks, strict=False) if rank >= back

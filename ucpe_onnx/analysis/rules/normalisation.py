@@ -6,6 +6,7 @@ import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.rules.common import normalized_axis
+from ucpe_onnx.analysis.slots import TensorKey
 from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
 
 
@@ -63,9 +64,19 @@ def layer_normalization(tracer: Tracer, node: Node) -> None:
     if rank is None or any(node.has(i) for i in range(1, len(node.outputs))):
         tracer.freeze_node(node, f"channel-mixing op LayerNormalization at {node.name}")
         return
-    tracer.pass_through(node, data, node.outputs[0])
     axis = normalized_axis(int(node.attributes.get("axis", -1)), rank)
+    parameters = [key for index in (1, 2) if (key := tracer.operand(node, index)) is not None]
+    if not all(_of_last_axes(tracer, key, rank - axis) for key in parameters):
+        tracer.freeze_node(node, f"scale or bias that varies along other axes: {node.op_type} at {node.name}")
+        return
+    tracer.pass_through(node, data, node.outputs[0])
     tracer.freeze(node.outputs[0], f"channel-mixing op {node.op_type} at {node.name}", range(axis, rank))
+
+
+def _of_last_axes(tracer: Tracer, key: TensorKey, count: int) -> bool:
+    """Whether a tensor is broadcast along all but so many last axes."""
+    dims = tracer.dims(key)
+    return dims is not None and all(size == 1 for size in dims[: max(len(dims) - count, 0)])
 
 
 def group_normalization(tracer: Tracer, node: Node) -> None:

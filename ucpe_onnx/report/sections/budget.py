@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ucpe_onnx.run.context import Run
     from ucpe_onnx.run.trials import Outcome
 
-_UNITS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
+UNITS = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Budget(Section):
         """One line."""
         met = self.outcome
         missed = " (not met: nothing nearer was found)" if met.missed else ""
-        lost = "" if met.points_lost is None else f", {met.points_lost:.1f} points lost on samples held out"
+        judges = f"{met.held_out:,} samples" if met.held_out else "samples"
+        lost = "" if met.points_lost is None else f", {met.points_lost:.1f} points lost on {judges} held out"
         return (
-            f"target {met.target:.3g} of the input's {_UNITS[met.kind]}: {met.reached:.3f} reached{missed} in"
+            f"target {met.target:.3g} of the input's {UNITS[met.kind]}: {met.reached:.3f} reached{missed} in"
             f" {len(met.looks)} {'look' if len(met.looks) == 1 else 'looks'}{lost}"
         )
 
