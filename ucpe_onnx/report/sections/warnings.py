@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ucpe_onnx.run.context import Run
     from ucpe_onnx.run.trials import Outcome
 
-_GROWN = 1.001
-"""Factor above which a file counts as larger: names and shapes alone may add a little."""
+_GROWN, _NAMES = 1.001, 4096
+"""Factor, and bytes, above which a file counts as larger: names and shapes alone may add a little."""
 
 _USELESS = 0.5
 """Share of the saved work that should have become saved time, or it is worth a warning."""
@@ -91,7 +91,7 @@ def _few_samples(run: Run, outcome: Outcome) -> str:
 
 def _grown(run: Run, outcome: Outcome) -> str:
     before, after = outcome.before.bytes, outcome.after.bytes
-    if after <= _GROWN * before:
+    if after <= max(_GROWN * before, before + _NAMES):
         return ""
     grown = f"the file is {after / before - 1:.1%} larger than the input"
     if outcome.after.parameters < outcome.before.parameters:
