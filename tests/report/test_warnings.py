@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.builders import Net
-from tests.models_small import apart, branches, latency
+from tests.models_small import apart, latency
 from tests.report.test_summary import printed
 from tests.run.test_budget import fixed_latency
 from ucpe_onnx import Result, UsageError, prune
