@@ -28,6 +28,8 @@ a { color: var(--union); }
 .big { font-size: 28px; font-weight: 650; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .speed { display: grid; grid-template-columns: minmax(220px, 1fr) 2.4fr; gap: 8px 24px; margin-top: 16px;
   align-items: center; }
+.warnings { margin-top: 12px; } .warnings ul { margin: 4px 0; padding-left: 20px; }
+.warnings code { white-space: nowrap; }
 .interval { display: block; width: 100%; overflow: visible; }
 .interval text { font-size: 12px; fill: var(--dim); }
 .interval .value { fill: var(--text); font-weight: 600; }

@@ -28,6 +28,7 @@ def print_summary(report: Report, console: Console, *, verbose: bool = False) ->
     console.print(_numbers(report))
     _print_checks(report, console)
     _print_frozen(report, console)
+    _print_warnings(report, console)
     if verbose:
         console.print(f"predictions: {report.rates or 'none'}")
         console.print(_segments(report))
@@ -77,6 +78,10 @@ def _print_checks(report: Report, console: Console) -> None:
             console.print(line)
     if report.latency is not None:
         console.print(_how_measured(report.latency, report.threads))
+
+
+def _print_warnings(report: Report, console: Console) -> None:
+    """Last, where they are read."""
     if report.accuracy is not None:
         lost = (report.accuracy["before"] - report.accuracy["after"]) * 100
         if lost > LARGE_LOSS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from ucpe_onnx.report.report import Report
     from ucpe_onnx.run.context import Run
     from ucpe_onnx.run.trials import Outcome
+
+_FLAG, _CODE = re.compile(r"--[a-z-]+"), r"<code>\g<0></code>"
 
 _GROWN, _NAMES = 1.001, 4096
 """Factor, and bytes, above which a file counts as larger: names and shapes alone may add a little."""
@@ -55,8 +58,8 @@ class Warnings(Section):
 
     def html(self, report: Report) -> str:
         """A list."""
-        items = "".join(f"<li>{sentence(text)}.</li>" for text in self.texts)
-        return f'<div class="card"><h3 class="warn">Before you deploy it</h3><ul>{items}</ul></div>'
+        items = "".join(f"<li>{_FLAG.sub(_CODE, sentence(text))}.</li>" for text in self.texts)
+        return f'<div class="card warnings"><h3 class="warn">Before you deploy it</h3><ul>{items}</ul></div>'
 
 
 def _unseen_accuracy(run: Run, outcome: Outcome) -> str:
