@@ -67,6 +67,8 @@ def _print_checks(report: Report, console: Console) -> None:
         f"verified on {report.verification.feeds} inputs: equal to the masked model"
         f" ({worst.error:.1e}, allowed {worst.bound:.1e})"
     )
+    if drawn := report.verification.seeded:
+        console.print(f"{plural(drawn, 'random operator')} without a seed got one for the comparison")
     if report.asked is not None and report.asked > 1 - report.kept + 0.01:
         console.print(
             f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went;"

@@ -8,10 +8,13 @@ from math import inf
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx
 
 from ucpe_onnx.errors import DataError, ModelError, VerificationError
 from ucpe_onnx.runtime.compare import Difference, compare
+from ucpe_onnx.runtime.seeding import seeded, unseeded
 from ucpe_onnx.runtime.session import ModelLike, RunOptions, Session, as_session, run
+from ucpe_onnx.runtime.ties import explained
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ class Verification:
         feeds: number of feeds that the outputs were compared on.
         chaotic: number of feeds left out because the reference does not reproduce its own outputs on them, or these
             are not finite.
+        seeded: number of random operators that had no seed, and were given the same one in both models.
     """
 
     outputs: tuple[OutputCheck, ...]
     feeds: int
     chaotic: int = 0
+    seeded: int = 0
 
     @property
     def passed(self) -> bool:
@@ -88,7 +93,8 @@ class Verification:
             }
             for check in self.outputs
         ]
-        return {"passed": self.passed, "feeds": self.feeds, "chaotic": self.chaotic, "outputs": outputs}
+        counts = {"feeds": self.feeds, "chaotic": self.chaotic, "seeded": self.seeded}
+        return {"passed": self.passed, **counts, "outputs": outputs}
 
 
 def verify(
@@ -102,7 +108,10 @@ def verify(
 ) -> Verification:
     """Run two models on the same feeds and compare every output.
 
-    ``compare.compare`` says what passes. Where the emitted model fails on a feed, and the reference fails there too,
+    ``compare.compare`` says what passes. Outputs behind a rounding, such as classes by an ArgMax, may differ where the
+    floats in front of it tie; see :mod:`ucpe_onnx.runtime.ties`.
+
+    Where the emitted model fails on a feed, and the reference fails there too,
     compared with itself at another optimisation level, both are compared at that level instead; if they differ there
     as well, the feed is left out: rounding alone decides the outputs, as noise does that is fed to a network with a
     power or a division in it. So is a feed on which the reference's outputs are not finite. One feed must remain.
@@ -122,9 +131,20 @@ def verify(
             reference reproduces its outputs on no feed.
     """
     tolerances = _Tolerances(rtol, atol)
+    drawn = unseeded(reference) if isinstance(reference, onnx.ModelProto) else []
+    if drawn and isinstance(emitted, onnx.ModelProto) and isinstance(reference, onnx.ModelProto):
+        emitted, reference = seeded(emitted), seeded(reference)
     names, found, doubts = _compared(emitted, reference, feeds, options, tolerances)
     if not found:
         raise DataError("nothing to verify on: there are no feeds; give --data with at least one sample")
+    if isinstance(emitted, onnx.ModelProto) and isinstance(reference, onnx.ModelProto):
+        failed = {name: None for i in doubts for name, d in zip(names, found[i] or (), strict=True) if not d.passed}
+        unsettled = {index: doubt.feed for index, doubt in doubts.items()}
+        running = options or RunOptions()
+        ties = explained(emitted, reference, list(failed), unsettled, running, rtol=rtol, atol=atol)
+        for index, floats in ties.items():  # what is told of an output is how the floats in front of it differ
+            found[index] = [floats if not d.passed else d for d in found[index] or ()]
+        doubts = {index: doubt for index, doubt in doubts.items() if index not in ties}
     if doubts and not isinstance(reference, Session):  # which can't be loaded at another level
         found |= _as_written(emitted, reference, doubts, options or RunOptions(), tolerances)
     checks = [
@@ -138,7 +158,7 @@ def verify(
             " not finite, so that nothing can be verified on them; give --data with real samples"
         )
     worst = tuple(max(outputs, key=lambda check: check.worst.severity) for outputs in zip(*checks, strict=True))
-    return Verification(worst, len(checks), len(found) - len(checks))
+    return Verification(worst, len(checks), len(found) - len(checks), len(drawn))
 
 
 @dataclass(frozen=True)
@@ -217,10 +237,10 @@ def _as_written(
         return {}
     session = as_session(emitted, other)
     found: _Found = {}
+    # On all of them, since random operators go on from run to run.
+    again = {index: run(session, doubt.feed, where="the emitted model") for index, doubt in doubts.items()}
     for index in unlike:
-        differences = tolerances.differences(
-            run(session, doubts[index].feed, where="the emitted model"), outputs[index]
-        )
+        differences = tolerances.differences(again[index], outputs[index])
         found[index] = differences if _all_pass(differences) else None
     return found
 
