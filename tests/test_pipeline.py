@@ -115,13 +115,14 @@ def fed(monkeypatch) -> list:
 def test_verified_on_random_inputs_and_on_the_data(monkeypatch):
     seen = fed(monkeypatch)
     prune(branches(), bench_seconds=0)
-    assert len(seen) == 3 and not any(np.array_equal(a["x"], b["x"]) for a, b in pairwise(seen))
+    assert [len(feed["x"]) for feed in seen] == [1, 1, 1, 2, 3], "the batch is open"
+    assert not any(np.array_equal(a["x"], b["x"]) for a, b in pairwise(seen))
     del seen[:]
     data = sample(100)
     prune(branches(), data={"x": data}, compensate=False, bench_seconds=0)
-    assert [len(feed["x"]) for feed in seen] == [1, 1, 1, 32, 32]
+    assert [len(feed["x"]) for feed in seen] == [1, 1, 1, 2, 3, 32, 32]
     np.testing.assert_array_equal(seen[0]["x"], data[:1])
-    np.testing.assert_array_equal(np.concatenate([f["x"] for f in seen[3:]]), data[:64])
+    np.testing.assert_array_equal(np.concatenate([f["x"] for f in seen[5:]]), data[:64])
 
 
 def test_random_inputs_that_the_model_does_not_run_on_are_left_out(monkeypatch):
@@ -232,4 +233,4 @@ def test_progress_and_objects_as_data():
             return {"x": sample(1)} if self.left >= 0 else None
 
     result = prune(branches(), data=Reader(), bench_seconds=0)
-    assert result.report.verification.feeds == 5 and result.plan.options["data"] == "<Reader>"
+    assert result.report.verification.feeds == 7 and result.plan.options["data"] == "<Reader>"

@@ -13,6 +13,9 @@ from ucpe_onnx.report.report import Report, SegmentReport
 from ucpe_onnx.report.sections import ABOUT_LAYOUT, ABOUT_MASKS, Warnings
 from ucpe_onnx.runtime.latency import LatencyReport
 
+_NAMED = 3
+"""Inputs, and sizes of each, that the summary names."""
+
 LARGE_LOSS = 10.0
 """Points of accuracy above which a loss is worth a warning."""
 
@@ -64,7 +67,7 @@ def _numbers(report: Report) -> Table:
 def _print_checks(report: Report, console: Console) -> None:
     worst = report.verification.worst.worst
     console.print(
-        f"verified on {report.verification.feeds} inputs: equal to the masked model"
+        f"verified on {report.verification.feeds} inputs{_sizes(report)}: equal to the masked model"
         f" ({worst.error:.1e}, allowed {worst.bound:.1e})"
     )
     if drawn := report.verification.seeded:
@@ -92,6 +95,18 @@ def _print_warnings(report: Report, console: Console) -> None:
     warnings = report.section(Warnings)
     for line in () if warnings is None else warnings.lines(report):
         console.print(line, style="yellow")
+
+
+def _sizes(report: Report) -> str:
+    """The shapes that the inputs had, where they had several; those of inputs that never change are left out."""
+    sizes = report.verification.sizes
+    changing = [name for name in (sizes[0] if sizes else ()) if len({each.get(name) for each in sizes}) > 1]
+    told = [", ".join(f"{name} {_shape(each.get(name, ()))}" for name in changing[:_NAMED]) for each in sizes[:_NAMED]]
+    return f" of {len(sizes)} sizes ({'; '.join(told)})" if changing else ""
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, sizes))}]"
 
 
 def _how_measured(latency: LatencyReport, threads: int) -> str:

@@ -68,7 +68,7 @@ def input_shapes(
     overrides = overrides or {}
     _check_overrides(specs, overrides)
     bound: dict[int | str | None, int] = {
-        dim: batch for spec in specs for axis, dim in enumerate(spec.shape or ()) if _is_batch(axis, dim)
+        dim: batch for spec in specs for axis, dim in enumerate(spec.shape or ()) if is_batch(axis, dim)
     }
     for spec in specs:
         given = zip(spec.shape or (), overrides.get(spec.name, ()), strict=False)
@@ -192,7 +192,8 @@ def _guesses(
             yield from ((shapes, limit) for limit in (INT_LIMITS if integers else INT_LIMITS[:1]))
 
 
-def _is_batch(axis: int, dim: int | str | None) -> bool:
+def is_batch(axis: int, dim: int | str | None) -> bool:
+    """Whether an axis that a model leaves open counts samples, as far as its place and its name tell."""
     return isinstance(dim, str) and (axis == 0 or "batch" in dim.lower())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, TypeAlias
@@ -41,6 +41,7 @@ class Verification:
         feeds: number of feeds that the outputs were compared on.
         chaotic: number of feeds left out because the reference does not reproduce its own outputs on them, or these
             are not finite.
+        sizes: the shapes of the inputs, by name, each set of them once.
         seeded: number of random operators that had no seed, and were given the same one in both models.
     """
 
@@ -48,6 +49,7 @@ class Verification:
     feeds: int
     chaotic: int = 0
     seeded: int = 0
+    sizes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -94,7 +96,8 @@ class Verification:
             for check in self.outputs
         ]
         counts = {"feeds": self.feeds, "chaotic": self.chaotic, "seeded": self.seeded}
-        return {"passed": self.passed, **counts, "outputs": outputs}
+        sizes = [{name: list(shape) for name, shape in each.items()} for each in self.sizes]
+        return {"passed": self.passed, **counts, "sizes": sizes, "outputs": outputs}
 
 
 def verify(
@@ -134,7 +137,8 @@ def verify(
     drawn = unseeded(reference) if isinstance(reference, onnx.ModelProto) else []
     if drawn and isinstance(emitted, onnx.ModelProto) and isinstance(reference, onnx.ModelProto):
         emitted, reference = seeded(emitted), seeded(reference)
-    names, found, doubts = _compared(emitted, reference, feeds, options, tolerances)
+    sizes: list[dict[str, tuple[int, ...]]] = []
+    names, found, doubts = _compared(emitted, reference, _noted(feeds, sizes), options, tolerances)
     if not found:
         raise DataError("nothing to verify on: there are no feeds; give --data with at least one sample")
     if isinstance(emitted, onnx.ModelProto) and isinstance(reference, onnx.ModelProto):
@@ -158,7 +162,16 @@ def verify(
             " not finite, so that nothing can be verified on them; give --data with real samples"
         )
     worst = tuple(max(outputs, key=lambda check: check.worst.severity) for outputs in zip(*checks, strict=True))
-    return Verification(worst, len(checks), len(found) - len(checks), len(drawn))
+    return Verification(worst, len(checks), len(found) - len(checks), len(drawn), tuple(sizes))
+
+
+def _noted(feeds: Iterable[Mapping[str, Any]], sizes: list[dict[str, tuple[int, ...]]]) -> Iterator[Mapping[str, Any]]:
+    """The feeds; their shapes are noted on the way, each set of them once."""
+    for feed in feeds:
+        shapes = {name: value.shape for name, value in feed.items() if isinstance(value, np.ndarray | np.generic)}
+        if shapes not in sizes:
+            sizes.append(shapes)
+        yield feed
 
 
 @dataclass(frozen=True)
