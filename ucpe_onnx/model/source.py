@@ -14,6 +14,7 @@ from ucpe_onnx.errors import ModelError, UsageError
 from ucpe_onnx.model.files import check_model, file_sha256, load_model, model_sha256
 from ucpe_onnx.model.functions import check_functions, inline_functions
 from ucpe_onnx.model.limits import all_tensors, check_memory, check_tensors
+from ucpe_onnx.model.mending import Mending, checked_or_mended
 from ucpe_onnx.model.naming import node_names
 from ucpe_onnx.model.offload import Offload
 from ucpe_onnx.model.serialise import model_size
@@ -31,6 +32,7 @@ class Source:
         label: its path, or what else to call it in messages.
         sha256: of the file's bytes, or of the serialised model.
         size: bytes of the serialised model as it was given.
+        mending: what was mended of what the model declares; None if nothing had to be.
         original: the model before its local functions were expanded, None if it calls none.
     """
 
@@ -39,6 +41,12 @@ class Source:
     sha256: str
     size: int
     original: onnx.ModelProto | None = None
+    mending: Mending | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``onnx.checker`` accepts the model with full shape inference."""
+        return self.mending is None or self.mending.complete
 
 
 def open_source(model: ModelSource, offload: Offload | None = None) -> Source:
@@ -69,13 +77,14 @@ def open_source(model: ModelSource, offload: Offload | None = None) -> Source:
             f"can't prune a {type(model).__name__}: give a path, an onnx.ModelProto or a graphsurgeon Graph"
         )
     check_functions(proto, label)
-    check_model(proto, label)
+    size = model_size(proto)
+    proto, mending = checked_or_mended(proto, label)
     inlined = inline_functions(proto)
     if inlined is not proto:
-        check_model(inlined, f"{label}: with its functions expanded")
+        check_model(inlined, f"{label}: with its functions expanded", shapes=mending is None or mending.complete)
     named = _named(inlined)
     check_memory(named, label)
-    return Source(named, label, sha256, model_size(proto), None if inlined is proto else proto)
+    return Source(named, label, sha256, size, None if inlined is proto else proto, mending)
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -111,7 +111,9 @@ def carry_out(run: Run, name: str, plan: Plan) -> Trial:
     with run.stages("emit"):
         model, traced = _weighted(run, plan)
         emitted = run.offload.store(emit(model, traced, plan, run.options.watch()))
-        check_model(emitted, f"{run.source.label}: the emitted model")
+        check_model(emitted, f"{run.source.label}: the emitted model", shapes=run.source.complete)
+        if run.source.mending is not None:
+            emitted = run.offload.store(run.source.mending.undone(emitted))
     with run.stages("verify"):
         return Trial(name, plan, emitted, _verified(run, emitted, plan))
 

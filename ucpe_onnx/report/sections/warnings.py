@@ -40,10 +40,10 @@ class Warnings(Section):
 
     @classmethod
     def of(cls, run: Run, outcome: Outcome) -> Warnings | None:
-        """What there is to warn of; nothing if no channel was removed."""
-        if not outcome.trial.plan.masks():
-            return None
-        checks = (_unseen_accuracy, _quantised, _few_samples, _grown, _no_time_saved)
+        """What there is to warn of; little if no channel was removed."""
+        checks = [_mended]
+        if outcome.trial.plan.masks():
+            checks += [_unseen_accuracy, _quantised, _few_samples, _grown, _no_time_saved]
         texts = tuple(text for check in checks if (text := check(run, outcome)))
         return cls(texts) if texts else None
 
@@ -60,6 +60,13 @@ class Warnings(Section):
         """A list."""
         items = "".join(f"<li>{_FLAG.sub(_CODE, sentence(text))}.</li>" for text in self.texts)
         return f'<div class="card warnings"><h3 class="warn">Before you deploy it</h3><ul>{items}</ul></div>'
+
+
+def _mended(run: Run, outcome: Outcome) -> str:
+    mending = run.source.mending
+    if mending is None:
+        return ""
+    return f"{mending.problem}; onnxruntime runs it, and what it declares is written as it was"
 
 
 def _unseen_accuracy(run: Run, outcome: Outcome) -> str:
