@@ -66,6 +66,7 @@ def test_the_public_format(folder, capsys):
                 )
             )
         ],
+        "not_followed": [],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from ucpe_onnx.runtime.random_feeds import input_shapes
 from ucpe_onnx.runtime.session import RunOptions, resolve_providers
 from ucpe_onnx.samples.inputs import input_specs
 
+_KINDS = 8
+"""Kinds of nodes that were not followed that the listing names."""
+
 _LISTED = 30
 """Findings that are listed without being asked for all."""
 
@@ -45,8 +49,9 @@ def listing(model: ModelSource) -> dict[str, Any]:
 
     Returns:
         ``{"consumers": [{"name", "op_type", "weight", "channels", "prunable", "segment"}],
-        "segments": [{"id", "producers", "consumers", "slots", "frozen", "reason"}]}``: ``prunable`` holds channel
-        indices, ``slots`` a count, ``frozen`` slot numbers, ``reason`` why they are ("" if none is).
+        "segments": [{"id", "producers", "consumers", "slots", "frozen", "reason"}], "not_followed": [...]}``:
+        ``prunable`` holds channel indices, ``slots`` a count, ``frozen`` slot numbers, ``reason`` why they are ("" if
+        none is), ``not_followed`` sentences on other nodes.
 
     Raises:
         ModelError: the model can't be read.
@@ -79,6 +84,7 @@ def describe(traced: Trace) -> dict[str, Any]:
             }
             for segment in traced.segments
         ],
+        "not_followed": not_followed(traced),
     }
 
 
@@ -93,6 +99,18 @@ def prunable_share(traced: Trace) -> float:
         total += size
         weights += size * (1.0 - float((~consumer.prunable).mean()) * stays.get(name, 1.0))
     return weights / total if total else 0.0
+
+
+def not_followed(traced: Trace) -> list[str]:
+    """Why nodes were not followed, where no segment tells: of what they touch not even the shapes are known, maybe."""
+    told = {reason for segment in traced.segments for reason in segment.reasons}
+    kinds = Counter(reason.rpartition(" at ")[0] or reason for reason in traced.stopped if reason not in told)
+    lines = [
+        f"not followed: {kind}" + (f" ({count} nodes)" if count > 1 else "") for kind, count in kinds.most_common()
+    ]
+    return lines[:_KINDS] + (
+        [f"not followed: {len(lines) - _KINDS} more kinds of nodes"] if len(lines) > _KINDS else []
+    )
 
 
 def overridable_note(traced: Trace) -> str:
@@ -169,6 +187,8 @@ def _run(args: argparse.Namespace) -> int:
         console.print(
             f"{prunable_share(traced):.0%} of the consumers' weights read or make channels that may be pruned"
         )
+        for line in not_followed(traced):
+            console.print(line)
         if note := overridable_note(traced):
             console.print(note)
     return EXIT_DONE

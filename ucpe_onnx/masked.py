@@ -101,6 +101,8 @@ class _Weights:
         node = self.nodes[index]
         if node.op_type not in _WEIGHT_INPUT or node.domain not in ("", "ai.onnx", "com.microsoft"):
             return None
+        if node.op_type == "Attention" and node.domain != "com.microsoft":  # ONNX's own has no weight
+            return None
         at = _WEIGHT_INPUT[node.op_type]
         if "MatMul" in node.op_type and self._source(index, 0) is not None:
             at = 0
@@ -143,10 +145,14 @@ class _Weights:
 
 
 _WEIGHT_INPUT = {
+    "Attention": 1,
     "Conv": 1,
     "ConvInteger": 1,
     "ConvTranspose": 1,
     "Einsum": 1,
+    "FusedConv": 1,
+    "FusedGemm": 1,
+    "FusedMatMul": 1,
     "GRU": 1,
     "Gemm": 1,
     "LSTM": 1,
@@ -170,10 +176,13 @@ def _channel_axis(node: onnx.NodeProto, weight_input: int, rank: int) -> int | N
         return 2 if rank == 3 else None
     if node.op_type == "Einsum":
         return _summed_axis(node)
-    if node.op_type in ("Gemm", "QGemm"):
+    if node.op_type in ("Gemm", "FusedGemm", "QGemm"):
         return 1 if _attribute(node, "transB", 0) else 0
     if "MatMul" in node.op_type:  # X @ W reads the rows of W, W @ X its columns
-        return (0 if weight_input else 1) if rank == 2 else None
+        turned = bool(_attribute(node, "transB" if weight_input else "transA", 0))
+        return int(turned == bool(weight_input)) if rank == 2 else None
+    if node.op_type == "Attention":
+        return 0 if rank == 2 else None
     return 0 if node.op_type == "ConvTranspose" else 1
 
 

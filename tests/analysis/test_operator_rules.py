@@ -62,6 +62,13 @@ def test_freezes(case: str) -> None:
     assert any(re.search(reason, found) for found in segment.reasons), segment.reasons
 
 
+CONTRIBUTED = (
+    *("Attention", "EmbedLayerNormalization", "FusedConv", "FusedGemm", "FusedMatMul", "GroupQueryAttention"),
+    *("MultiHeadAttention", "RotaryEmbedding", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    *("MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "QAttention"),
+)
+"""In test_contrib.py of the folder rules."""
+
 WITH_TESTS_OF_THEIR_OWN = {
     *("Gemm", "Upsample", "Swish", "Affine", "Crop", "ImageScaler", "MeanVarianceNormalization"),
     *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "DequantizeLinear"),
@@ -76,6 +83,8 @@ WITH_TESTS_OF_THEIR_OWN = {
         "com.microsoft::QuickGelu",
         "com.microsoft::BiasGelu",
     ),
+    *(f"com.microsoft::{op}" for op in CONTRIBUTED),
+    *(op for op in RULES if op.startswith("com.microsoft.nchwc::")),
     *("com.microsoft::FastGelu", "com.microsoft::QGemm", "com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"),
     *("com.microsoft::QLinearAveragePool", "com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearConcat"),
     *("com.microsoft::QLinearLeakyRelu", "com.microsoft::QLinearSigmoid"),
@@ -103,7 +112,7 @@ def test_rules_are_for_operators_that_there_are() -> None:
     known = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
     newer = {"Swish", "RMSNormalization", "Attention", "RotaryEmbedding"}  # which older versions of onnx don't know
     newer |= {"Affine", "Crop", "ImageScaler"}  # and those of its first years that newer ones have forgotten
-    assert {op for op in set(RULES) - known - newer if not op.startswith("com.microsoft::")} == set()
+    assert {op for op in set(RULES) - known - newer if not op.startswith("com.microsoft")} == set()
     assert set(RULES) >= TAKES_CONSTANT_DATA
     assert all(callable(rule) and rule.__doc__ for rule in RULES.values())
 

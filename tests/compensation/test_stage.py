@@ -136,7 +136,7 @@ def test_what_is_verified(monkeypatch):
     assert seen[-1][0].keys() == wanted.keys()
     for name, value in wanted.items():
         np.testing.assert_array_equal(seen[-1][0][name], value)
-    assert [len(feed["x"]) for feed in seen[-1][1]] == [1, 1, 1, 32, 8]
+    assert [len(feed["x"]) for feed in seen[-1][1]] == [1, 1, 1, 2, 3, 32, 8]
 
 
 def test_the_report_is_of_the_model_that_is_returned():

@@ -71,6 +71,8 @@ class LayerOp:
         weight_coding: of the weight's integers. Both numbers may be one for each output channel.
         output_coding: of the output's integers. Both numbers are one for all channels.
         transposed: a convolution whose weight has the input channels first, and that spreads each input over a window.
+        added: the input with a whole feature map that is added to what it makes; None if it takes none.
+        activates: it may apply an activation to what it makes, as onnxruntime's optimiser writes layers.
         fuses: onnxruntime has a kernel for it that works on blocks of channels, and does what follows (a normalisation,
             an activation, an Add) in the same go.
     """
@@ -86,6 +88,8 @@ class LayerOp:
     weight_coding: Coding = REAL
     output_coding: Coding = REAL
     transposed: bool = False
+    added: int | None = None
+    activates: bool = False
     fuses: bool = False
 
     @property
@@ -100,10 +104,15 @@ class LayerOp:
 
     @property
     def linear(self) -> bool:
-        """Whether it works on real numbers, so that layers that read parts of its channels add up to it.
+        """Whether layers that read parts of its channels add up to it.
 
         Forms in integers round what they make, or make integers that something behind them scales.
         """
+        return self.real and not self.activates
+
+    @property
+    def real(self) -> bool:
+        """Whether it works on real numbers."""
         return not self.data_coding.inputs
 
     @property
@@ -135,7 +144,8 @@ class LayerOp:
             Both axes. In a grouped convolution one of them holds the channels of a single group: axis 1.
         """
         if self.kind is Kind.PRODUCT:
-            made_first = weight_input not in (None, self.weight)  # W @ X reads the columns of W, X @ W its rows
+            # W @ X reads the columns of W, X @ W its rows, X @ W' its columns again.
+            made_first = weight_input not in (None, self.weight) or bool(attributes.get("transB", 0))
         elif self.kind is Kind.GEMM:
             made_first = bool(attributes.get("transB", 0))
         else:
@@ -161,6 +171,10 @@ _TABLE = (
     _float("ConvTranspose", Kind.CONVOLUTION, bias=2, transposed=True),
     _float("Gemm", Kind.GEMM, bias=2, bias_optional_since=11),
     _float("MatMul", Kind.PRODUCT),
+    # What onnxruntime's optimiser makes of them.
+    _float("com.microsoft::FusedConv", Kind.CONVOLUTION, bias=2, added=3, activates=True, fuses=True),
+    _float("com.microsoft::FusedGemm", Kind.GEMM, bias=2, activates=True),
+    _float("com.microsoft::FusedMatMul", Kind.PRODUCT),
     # 8-bit integers into 32-bit ones, which a node behind it scales.
     LayerOp("ConvInteger", Kind.CONVOLUTION, "Conv", data_coding=Coding(None, 2), weight_coding=Coding(None, 3)),
     LayerOp("MatMulInteger", Kind.PRODUCT, "MatMul", data_coding=Coding(None, 2), weight_coding=Coding(None, 3)),
@@ -206,7 +220,7 @@ CONVOLUTIONS = frozenset(op.op_type for op in _TABLE if op.convolution)
 FUSING = frozenset(op.op_type for op in _TABLE if op.fuses)
 """Those that work on blocks of channels, and do what follows them."""
 
-BLOCKED = frozenset(op.op_type for op in _TABLE if op.fuses and op.linear)
+BLOCKED = frozenset(op.op_type for op in _TABLE if op.fuses and op.real)
 """Those that onnxruntime may run in its blocked layout, in which channels are filled up to whole blocks."""
 
 

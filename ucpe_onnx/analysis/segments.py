@@ -39,7 +39,7 @@ def find_segments(tracer: Tracer) -> Trace:
         _segment(number, material, slots, parts, signature)
         for number, material in enumerate(_collected(tracer, slots, members, segment_of))
     )
-    trace = Trace(tracer.graph, slots, {}, segments, tuple(tracer.producers), tracer.rewrites)
+    trace = Trace(tracer.graph, slots, {}, segments, tuple(tracer.producers), tracer.rewrites, tuple(tracer.stopped))
     segments = tuple(_checked(trace, segment) for segment in segments)
     consumers = {use.node.name: _consumer(use, slots, segments, segment_of) for use in tracer.consumers}
     return replace(trace, segments=segments, consumers=consumers)

@@ -94,6 +94,7 @@ class Trace:
         segments: by number.
         producers: all weight uses that make channels, in graph order.
         rewrites: how nodes are adapted to the emitted sizes, by node index.
+        stopped: why nodes were not followed at all; segments name such reasons only where they touch one.
     """
 
     graph: GraphView
@@ -102,3 +103,4 @@ class Trace:
     segments: tuple[Segment, ...]
     producers: tuple[WeightUse, ...]
     rewrites: Mapping[int, Rewrite]
+    stopped: tuple[str, ...] = ()

@@ -127,6 +127,7 @@ class Tracer:
         open_splits: for a node that splits an axis, the output's axes that may carry the channels.
         partitions: axes whose parts must stay equally long.
         rewrites: by node index, how attributes or shape inputs are adapted to the emitted sizes.
+        stopped: why nodes were not followed at all.
     """
 
     def __init__(self, graph: GraphView, choices: Mapping[int, int] | None = None) -> None:
@@ -139,6 +140,7 @@ class Tracer:
         self.producers: list[WeightUse] = []
         self.rewrites: dict[int, Rewrite] = {}
         self.partitions: list[EqualParts] = []
+        self.stopped: list[str] = []
         self._live: set[AxisKey] = set()
 
     def operand(self, node: Node, index: int) -> TensorKey | None:
@@ -193,6 +195,7 @@ class Tracer:
 
     def freeze_node(self, node: Node, reason: str) -> None:
         """Freeze everything that a node touches."""
+        self.stopped.append(reason)
         for index in range(len(node.inputs)):
             self.freeze(self.operand(node, index), reason)
         for name in node.outputs:

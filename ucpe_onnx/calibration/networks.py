@@ -52,7 +52,7 @@ _FAMILIES = {
 
 _SELECTIONS = ("Gather", "Slice")
 
-_OTHER_NAMES = {op.name: op.float_form for op in LAYER_OPS.values() if not op.linear} | {
+_OTHER_NAMES = {op.name: op.float_form for op in LAYER_OPS.values() if not op.real} | {
     "FusedConv": "Conv",
     "QLinearAdd": "Add",
     "QLinearConcat": "Concat",

@@ -26,7 +26,7 @@ from ucpe_onnx.runtime.target import target_for
 
 __all__ = ["KINDS", "Finding", "OptimisedGraph", "read_optimised"]
 
-_QUANTISED = frozenset(op.name for op in LAYER_OPS.values() if op.convolution and not op.linear)
+_QUANTISED = frozenset(op.name for op in LAYER_OPS.values() if op.convolution and not op.real)
 
 _WEIGHTS_APART = {
     "session.optimized_model_external_initializers_file_name": "weights",

@@ -39,6 +39,11 @@ def convolution(tracer: Tracer, node: Node) -> None:
     channels, groups = tracer.size((data, _CHANNEL)), int(node.attributes.get("group", 1))
     if channels is None:
         channels = sizes[0] if op.transposed else sizes[1] * groups
+    added = None if op.added is None else tracer.operand(node, op.added)
+    if isinstance(added, str):  # which is laid out before what it is added to
+        tracer.pass_through(node, added, out)
+    elif added is not None:
+        tracer.freeze(out, f"constant that is added: {node.op_type} at {node.name}")
     if groups == channels and groups > 1:
         _channel_wise(tracer, node, op, sizes)
     else:

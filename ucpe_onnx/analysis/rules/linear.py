@@ -48,13 +48,18 @@ def product(tracer: Tracer, node: Node) -> None:
     op = LAYER_OPS[node.op_type]
     if not _scales_fit(tracer, node, op, op.followers):
         return
+    if any(node.attributes.get(name, 0) for name in ("transBatchA", "transBatchB")):
+        tracer.freeze_node(node, f"batches moved about: {node.op_type} at {node.name}")
+        return
     left, right = tracer.operand(node, op.data), tracer.operand(node, op.weight)
     out = node.outputs[0]
     ranks = [None if key is None else tracer.rank(key) for key in (left, right)]
     coded = any(tracer.operand(node, index) is not None for index in op.scalars)
-    if isinstance(left, str) and isinstance(right, tuple) and ranks[1] == 2 and (ranks[0] or 0) >= 2:
+    turned = [bool(node.attributes.get(name, 0)) for name in ("transA", "transB")]
+    many, plain = [(rank or 0) >= 2 for rank in ranks], not coded and not any(turned)
+    if isinstance(left, str) and isinstance(right, tuple) and many[0] and ranks[1] == 2 and not turned[0]:
         _with_matrix(tracer, node, left, op.weight, _per_column(tracer, node, op.followers))
-    elif isinstance(left, tuple) and isinstance(right, str) and ranks[0] == 2 and (ranks[1] or 0) >= 2 and not coded:
+    elif isinstance(left, tuple) and isinstance(right, str) and many[1] and ranks[0] == 2 and plain:
         _with_matrix(tracer, node, right, op.data, [])
     elif isinstance(left, str) and isinstance(right, str) and ranks[0] and ranks[1] and tracer.rank(out):
         _of_activations(tracer, node, left, right, _per_column(tracer, node, op.followers))
@@ -105,13 +110,17 @@ def _of_activations(tracer: Tracer, node: Node, left: str, right: str, per_colum
     """Rows come from the left operand, columns from the right, leading axes from both; the contracted axis mixes."""
     out, reason = node.outputs[0], f"axis contracted between two activations: {node.op_type} at {node.name}"
     ranks = (tracer.rank(left) or 0, tracer.rank(right) or 0, tracer.rank(out) or 0)
-    tracer.freeze(left, reason, [ranks[0] - 1])
-    tracer.freeze(right, reason, [max(ranks[1] - 2, 0)])
     if min(ranks) < 2:
         tracer.freeze_node(node, reason)
         return
-    tracer.link((left, ranks[0] - 2), (out, ranks[2] - 2), node)
-    tracer.link((right, ranks[1] - 1), (out, ranks[2] - 1), node)
+    rows, columns = (
+        (2, 1) if not node.attributes.get("transA", 0) else (1, 2),
+        ((1, 2) if not node.attributes.get("transB", 0) else (2, 1)),
+    )
+    tracer.freeze(left, reason, [ranks[0] - rows[1]])
+    tracer.freeze(right, reason, [ranks[1] - columns[1]])
+    tracer.link((left, ranks[0] - rows[0]), (out, ranks[2] - 2), node)
+    tracer.link((right, ranks[1] - columns[0]), (out, ranks[2] - 1), node)
     for follower in per_column:
         tracer.link((out, ranks[2] - 1), follower, node)
     for back in range(3, ranks[2] + 1):

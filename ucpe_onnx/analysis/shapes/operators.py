@@ -1,4 +1,4 @@
-"""Output shapes that depend on partly known values, and those of operators that onnx does not know."""
+"""Output shapes that depend on partly known values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ucpe_onnx.analysis.shapes.partial import (
     split_sizes,
 )
 
-_INT64 = np.dtype(np.int64)
+INT64 = np.dtype(np.int64)
 _LONGEST = 2**31 - 1
 """Slice ends from here on mean the end of the axis in exported graphs; no axis is that long."""
 
@@ -41,12 +41,6 @@ def output_shapes(facts: Facts) -> Sequence[Shape | None]:
         return ()
     made = rule(facts)
     return made if isinstance(made, list) else [made]
-
-
-def contrib_shapes(facts: Facts) -> Sequence[Shape | None]:
-    """The same for onnxruntime's own operators (domain com.microsoft)."""
-    rule = _CONTRIB.get(facts.op)
-    return () if rule is None else [rule(facts)]
 
 
 def broadcast(*shapes: Shape | None) -> Shape | None:
@@ -73,7 +67,7 @@ def _agreed(dims: Sequence[Dim]) -> Dim:
     return min(known, key=lambda dim: isinstance(dim, str), default=None)
 
 
-def _dim(item: Item) -> Dim:
+def dimension(item: Item) -> Dim:
     """An element of a shape as a dimension; what stands for "to be found out" is unknown."""
     if isinstance(item, str):
         return item
@@ -92,11 +86,13 @@ def _unknown_like(shape: Shape | None) -> Shape | None:
     return None if shape is None else (None,) * len(shape)
 
 
-def _elementwise(facts: Facts) -> Shape | None:
+def elementwise(facts: Facts) -> Shape | None:
+    """The shape of operands that are broadcast against each other."""
     return facts.shape(0) if facts.opset < 7 else broadcast(*facts.shapes)
 
 
-def _like_first(facts: Facts) -> Shape | None:
+def like_first(facts: Facts) -> Shape | None:
+    """The first input's shape."""
     return facts.shape(0)
 
 
@@ -109,7 +105,7 @@ def _reshape(facts: Facts) -> Shape | None:
     if target is None:
         return None
     copies = not facts.attributes.get("allowzero", 0)
-    dims: list[Dim] = [_dim(item) for item in target]
+    dims: list[Dim] = [dimension(item) for item in target]
     # Lengths are compared as tokens: a symbol, or the axis that an unknown length is copied from.
     tokens: list[Item | tuple[int]] = list(dims)
     given = None if source is None else [(i,) if dim is None else dim for i, dim in enumerate(source)]
@@ -143,19 +139,19 @@ def _flatten(facts: Facts) -> Shape | None:
         return (None, None)
     axis = facts.attributes.get("axis", 1)
     axis += len(shape) if axis < 0 else 0
-    return _dim(product(shape[:axis])), _dim(product(shape[axis:]))
+    return dimension(product(shape[:axis])), dimension(product(shape[axis:]))
 
 
 def _expand(facts: Facts) -> Shape | None:
     target = _from_items(facts, 1, "shape")
-    return None if target is None else broadcast(facts.shape(0), tuple(_dim(item) for item in target))
+    return None if target is None else broadcast(facts.shape(0), tuple(dimension(item) for item in target))
 
 
 def _tile(facts: Facts) -> Shape | None:
     shape, repeats = facts.shape(0), _from_items(facts, 1, "repeats")
     if shape is None or repeats is None or len(repeats) != len(shape):
         return _unknown_like(shape)
-    return tuple(_dim(combine("Mul", _INT64, dim, repeat)) for dim, repeat in zip(shape, repeats, strict=True))
+    return tuple(dimension(combine("Mul", INT64, dim, repeat)) for dim, repeat in zip(shape, repeats, strict=True))
 
 
 def _pad(facts: Facts) -> Shape | None:
@@ -167,8 +163,8 @@ def _pad(facts: Facts) -> Shape | None:
         return _unknown_like(shape)
     dims = list(shape)
     for i, axis in enumerate(axes):
-        added = combine("Add", _INT64, pads[i], pads[len(axes) + i])
-        dims[axis] = _dim(combine("Add", _INT64, dims[axis], added))
+        added = combine("Add", INT64, pads[i], pads[len(axes) + i])
+        dims[axis] = dimension(combine("Add", INT64, dims[axis], added))
     return tuple(dims)
 
 
@@ -192,10 +188,11 @@ def _split(facts: Facts) -> list[Shape | None]:
     if (shape := facts.shape(0)) is None:
         return []
     axis = facts.attributes.get("axis", 0) % len(shape)
-    return [(*shape[:axis], _dim(size), *shape[axis + 1 :]) for size in split_sizes(facts, shape[axis])]
+    return [(*shape[:axis], dimension(size), *shape[axis + 1 :]) for size in split_sizes(facts, shape[axis])]
 
 
-def _concat(facts: Facts) -> Shape | None:
+def concat(facts: Facts) -> Shape | None:
+    """Lengths along the axis add up; the others agree."""
     known = [shape for shape in facts.shapes if shape is not None]
     if not known or any(len(shape) != len(known[0]) for shape in known):
         return None
@@ -203,14 +200,14 @@ def _concat(facts: Facts) -> Shape | None:
     dims = [_agreed(parts) for parts in zip(*known, strict=True)]
     total: Item = 0
     for part in known:
-        total = combine("Add", _INT64, total, part[axis])
-    dims[axis] = _dim(total) if len(known) == len(facts.shapes) else None
+        total = combine("Add", INT64, total, part[axis])
+    dims[axis] = dimension(total) if len(known) == len(facts.shapes) else None
     return tuple(dims)
 
 
 def _constant_of_shape(facts: Facts) -> Shape | None:
     items = _from_items(facts, 0, "shape")
-    return None if items is None else tuple(_dim(item) for item in items)
+    return None if items is None else tuple(dimension(item) for item in items)
 
 
 def _range(facts: Facts) -> Shape | None:
@@ -233,7 +230,7 @@ def _resize(facts: Facts) -> Shape | None:
     for i, axis in enumerate(axes):
         dims[axis] = None
         if sizes is not None and not fitted and len(sizes.flat) == len(axes):
-            dims[axis] = _dim(sizes.flat[i])
+            dims[axis] = dimension(sizes.flat[i])
         elif scales and len(scales) == len(axes) and not by_crop and not facts.has(3):
             dims[axis] = _scaled(shape[axis], scales[i])
     return tuple(dims)
@@ -263,7 +260,8 @@ def _window(facts: Facts, shape: Shape | None, kernel: Sequence[Dim]) -> list[Di
     return lengths
 
 
-def _conv(facts: Facts) -> Shape | None:
+def conv(facts: Facts) -> Shape | None:
+    """What a convolution makes: (batch, channels made, lengths)."""
     shape, weight = facts.shape(0), facts.shape(1)
     if weight is None:
         return _unknown_like(shape)
@@ -275,23 +273,26 @@ def _conv_transpose(facts: Facts) -> Shape | None:
     shape, weight = facts.shape(0), facts.shape(1)
     if weight is None:
         return _unknown_like(shape)
-    channels = combine("Mul", _INT64, weight[1], facts.attributes.get("group", 1))
-    return (shape[0] if shape is not None else None, _dim(channels), *[None] * (len(weight) - 2))
+    channels = combine("Mul", INT64, weight[1], facts.attributes.get("group", 1))
+    return (shape[0] if shape is not None else None, dimension(channels), *[None] * (len(weight) - 2))
 
 
-def _pool(facts: Facts) -> list[Shape | None]:
+def pool(facts: Facts) -> list[Shape | None]:
+    """What a pool makes, its indices too."""
     shape, kernel = facts.shape(0), facts.attributes["kernel_shape"]
     first: Shape = (None, None) if shape is None else shape[:2]
     return [(*first, *_window(facts, shape, kernel))] * facts.outputs
 
 
-def _gemm(facts: Facts) -> Shape | None:
+def gemm(facts: Facts) -> Shape | None:
+    """Rows of the left matrix, columns of the right one."""
     left, right = (shape if shape is not None else (None, None) for shape in (facts.shape(0), facts.shape(1)))
     rows = left[1 if facts.attributes.get("transA") else 0]
     return rows, right[0 if facts.attributes.get("transB") else 1]
 
 
-def _matmul(facts: Facts) -> Shape | None:
+def matmul(facts: Facts) -> Shape | None:
+    """Leading axes are broadcast; rows of the left matrices, columns of the right ones."""
     left, right = facts.shape(0), facts.shape(1)
     if left is None or right is None or facts.attributes.get("transBatchA") or facts.attributes.get("transBatchB"):
         return None
@@ -301,20 +302,10 @@ def _matmul(facts: Facts) -> Shape | None:
     return (*(batch or ()), *left[-2:-1], *(right[-1:] if len(right) > 1 else ()))
 
 
-def _of_integers(rule: Callable[[Facts], Shape | None], op_type: str) -> Callable[[Facts], Shape | None]:
+def of_integers(rule: Callable[[Facts], Shape | None], op_type: str) -> Callable[[Facts], Shape | None]:
     """The rule of a layer in real numbers for its form in integers."""
     op = LAYER_OPS[op_type]
     return lambda facts: rule(replace(facts, shapes=(facts.shape(op.data), facts.shape(op.weight))))
-
-
-def _operands(rule: Callable[[Facts], Shape | None], at: slice) -> Callable[[Facts], Shape | None]:
-    """The rule of a plain operator for a quantised one, whose operands lie between scales and zero points."""
-    return lambda facts: rule(replace(facts, shapes=facts.shapes[at]))
-
-
-def _global_pool(facts: Facts) -> Shape | None:
-    shape = facts.shape(0)
-    return None if shape is None else (*shape[:2], *[1] * (len(shape) - 2))
 
 
 def _crop(facts: Facts) -> Shape | None:
@@ -325,10 +316,10 @@ def _crop(facts: Facts) -> Shape | None:
         return (*shape[:2], *facts.attributes["scale"])
     left, top, right, bottom = facts.attributes["border"]
     borders = (0, 0, -top - bottom, -left - right)
-    return tuple(_dim(combine("Add", _INT64, dim, less)) for dim, less in zip(shape, borders, strict=True))
+    return tuple(dimension(combine("Add", INT64, dim, less)) for dim, less in zip(shape, borders, strict=True))
 
 
-_Rule: TypeAlias = "Callable[[Facts], Shape | None] | Callable[[Facts], list[Shape | None]]"
+Rule: TypeAlias = "Callable[[Facts], Shape | None] | Callable[[Facts], list[Shape | None]]"
 
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Sum", "Mean", "BitShift")
 _LOGIC = ("And", "Or", "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Where")
@@ -353,43 +344,27 @@ _KEEP_SHAPE = (
 )
 """Operators that newer opsets define by functions, through which onnx's inference may not see."""
 
-_RULES: dict[str, _Rule] = {
-    **dict.fromkeys(_KEEP_SHAPE, _like_first),
-    **dict.fromkeys((*_ARITHMETIC, *_LOGIC), _elementwise),
-    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), _pool),
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(_KEEP_SHAPE, like_first),
+    **dict.fromkeys((*_ARITHMETIC, *_LOGIC), elementwise),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), pool),
     **dict.fromkeys(("Resize", "Upsample"), _resize),
-    **dict.fromkeys(("Conv", "ConvInteger"), _conv),
-    **dict.fromkeys(("Affine", "ImageScaler", "ParametricSoftplus", "ScaledTanh"), _like_first),  # once experimental
-    "Concat": _concat,
+    **dict.fromkeys(("Conv", "ConvInteger"), conv),
+    **dict.fromkeys(("Affine", "ImageScaler", "ParametricSoftplus", "ScaledTanh"), like_first),  # once experimental
+    "Concat": concat,
     "ConstantOfShape": _constant_of_shape,
     "ConvTranspose": _conv_transpose,
     "Crop": _crop,
     "Dropout": _like_first_all,
     "Expand": _expand,
     "Flatten": _flatten,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
+    "Gemm": gemm,
+    "MatMul": matmul,
     "Pad": _pad,
-    "QLinearConv": _of_integers(_conv, "QLinearConv"),
+    "QLinearConv": of_integers(conv, "QLinearConv"),
     "Range": _range,
     "Reshape": _reshape,
     "Slice": _slice,
     "Split": _split,
     "Tile": _tile,
-}
-
-_NORMS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "GroupNorm")
-_ACTIVATIONS = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax")
-
-_CONTRIB: dict[str, Callable[[Facts], Shape | None]] = {
-    **dict.fromkeys((*_NORMS, *_ACTIVATIONS), _like_first),
-    "FusedConv": _conv,
-    "FusedGemm": _gemm,
-    "FusedMatMul": _matmul,
-    "QGemm": _of_integers(_gemm, "com.microsoft::QGemm"),
-    "QLinearAdd": _operands(_elementwise, slice(0, 4, 3)),
-    "QLinearAveragePool": lambda facts: _pool(facts)[0],
-    "QLinearConcat": _operands(_concat, slice(2, None, 3)),
-    "QLinearGlobalAveragePool": _global_pool,
-    "QLinearMul": _operands(_elementwise, slice(0, 4, 3)),
 }

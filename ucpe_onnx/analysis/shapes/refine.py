@@ -13,7 +13,8 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.constants import Constants
-from ucpe_onnx.analysis.shapes.operators import contrib_shapes, output_shapes
+from ucpe_onnx.analysis.shapes.contrib import contrib_shapes
+from ucpe_onnx.analysis.shapes.operators import output_shapes
 from ucpe_onnx.analysis.shapes.partial import LARGEST, Dim, Facts, Partial, Shape
 from ucpe_onnx.analysis.shapes.values import follows, propagate
 
@@ -22,6 +23,10 @@ _CONTRIB = "com.microsoft"
 _GRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _SCALING = ("Resize", "Upsample", "Range")
 """Operators whose output shape depends on floating-point inputs."""
+
+
+_TYPE_OF = {"EmbedLayerNormalization": 2}
+"""Operators that onnx does not know make what they read first, but for these, which make what that input is."""
 
 
 class Refinement:
@@ -88,8 +93,8 @@ class Refinement:
                 self._learn_all(node, (output_shapes if domain == "" else contrib_shapes)(facts))
         if onnx.defs.has(node.op_type, domain):
             self._ask_onnx(node, facts)
-        elif node.input[0] in self._types:  # the operators that onnx does not know here all make what they read
-            self._types.setdefault(node.output[0], self._types[node.input[0]])
+        elif elem_type := self._type(node.input[_TYPE_OF.get(node.op_type, 0)]).tensor_type.elem_type:
+            self._types.setdefault(node.output[0], elem_type)
 
     def _facts(self, node: onnx.NodeProto) -> Facts:
         shapes = [self._shape(name) for name in node.input]

@@ -1,0 +1,148 @@
+"""What onnxruntime's optimiser makes of transformers (domain com.microsoft): norms with a shortcut, whole attentions.
+
+Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.rules.common import elementwise
+from ucpe_onnx.analysis.slots import TensorKey
+from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
+
+_SUM = 3
+"""The output of a norm with a shortcut that holds what was normalised."""
+
+_BIAS = 3
+"""The input of MultiHeadAttention with the biases of queries, keys and values, one behind the other."""
+
+
+def skip_norm(tracer: Tracer, node: Node) -> None:
+    """Data, a shortcut and a bias are added, and normalised along the last axis, which stays; the others pass."""
+    data, out = node.inputs[0], node.outputs[0]
+    reason = f"channel-mixing op {_name(node)} at {node.name}"
+    rank = tracer.rank(data)
+    added = [key for index in (0, 1) if (key := tracer.operand(node, index)) is not None]
+    if rank is None or any(node.has(index) for index in (1, 2)):
+        tracer.freeze_node(node, reason)
+        return
+    for made in (out, node.outputs[_SUM] if node.has(_SUM) else ""):
+        if made:
+            elementwise(tracer, node, added, made)
+            tracer.freeze(made, reason, [rank - 1])
+    for key in added:
+        tracer.freeze(key, reason, [(tracer.rank(key) or 1) - 1])
+
+
+def attention(tracer: Tracer, node: Node) -> None:
+    """Data (batch, time, width) is read through a constant weight (width, queries + keys + values); heads stay."""
+    data, weight = node.inputs[0], tracer.operand(node, 1)
+    reason = f"heads of {_name(node)} at {node.name}, which holds the projections too"
+    if not isinstance(weight, tuple) or tracer.rank(weight) != 2 or tracer.rank(data) != 3:
+        tracer.freeze_node(node, reason)
+        return
+    for index in range(3, len(node.inputs)):
+        tracer.freeze(tracer.operand(node, index), reason)
+    for name in (name for name in node.outputs if name):
+        tracer.freeze(name, reason)
+    tracer.freeze(data, f"batch or time of {_name(node)} at {node.name}", [0, 1])
+    tracer.consume(tracer.weight_use(node, (data, 2), 1, 0))
+
+
+def multi_head(tracer: Tracer, node: Node) -> None:
+    """Queries, keys and values (batch, time, heads * size): the channels of a head stay or go together, in all."""
+    out, reason = node.outputs[0], f"form that is not followed: {_name(node)} at {node.name}"
+    keys = [tracer.operand(node, index) for index in range(3)]
+    heads, width = int(node.attributes.get("num_heads", 0)), tracer.size((out, 2))
+    apart = all(isinstance(key, str) and tracer.rank(key) == 3 and tracer.size((key, 2)) == width for key in keys)
+    bias = tracer.operand(node, _BIAS)
+    others = [index for index in range(4, len(node.inputs)) if node.inputs[index]]
+    whole = others or any(node.has(index) for index in range(1, len(node.outputs))) or isinstance(bias, str)
+    if not apart or whole or not heads or not width or width % heads:
+        tracer.freeze_node(node, reason)
+        return
+    for key in (*keys, out):
+        tracer.freeze(key, f"batch or time of {_name(node)} at {node.name}", [0, 1])
+    for key in keys:
+        if key is not None:
+            tracer.link((key, 2), (out, 2), node)
+    at = np.arange(3 * width, dtype=np.int64)
+    if bias is not None and tracer.size((bias, 0)) == 3 * width:
+        tracer.link_positions((out, 2), at % width, (bias, 0), at, outer=at // width)
+    elif bias is not None:
+        tracer.freeze(out, reason)
+    size = width // heads
+    tracer.tie((out, 2), np.arange(width, dtype=np.int64) // size)
+
+    def heads_follow(edit: NodeEdit) -> None:
+        edit.set_attribute("num_heads", edit.size((out, 2)) // size)
+
+    tracer.rewrite(node, heads_follow)
+
+
+def rotary_embedding(tracer: Tracer, node: Node) -> None:
+    """Every head is rotated by itself: data as (batch, heads, time, size) or (batch, time, heads * size)."""
+    data, out = node.inputs[0], node.outputs[0]
+    rank, reason = tracer.rank(data), f"rotated axis of {_name(node)} at {node.name}"
+    table = tracer.operand(node, 2)
+    others: list[TensorKey | None] = [tracer.operand(node, index) for index in range(1, len(node.inputs))]
+    for key in others:
+        tracer.freeze(key, reason)
+    given = int(node.attributes.get("num_heads", 0))
+    half = None if table is None or tracer.rank(table) != 2 else tracer.size((table, 1))
+    width = tracer.size((data, 2)) if rank == 3 else None
+    size = width // given if given and width else 2 * half if half else 0
+    if rank == 4:
+        tracer.link((data, 1), (out, 1), node)
+        for tensor in (data, out):
+            tracer.freeze(tensor, reason, [0, 2, 3])
+    elif width and size and width % size == 0:
+        tracer.link((data, 2), (out, 2), node)
+        for tensor in (data, out):
+            tracer.freeze(tensor, reason, [0, 1])
+        tracer.tie((out, 2), np.arange(width, dtype=np.int64) // size)
+        if given:
+            tracer.rewrite(node, lambda edit: edit.set_attribute("num_heads", edit.size((out, 2)) // size))
+    else:
+        tracer.freeze_node(node, reason)
+
+
+def _name(node: Node) -> str:
+    """The operator without its domain, for people."""
+    return node.op_type.rpartition("::")[2]
+
+
+def _stays(why: str) -> Callable[[Tracer, Node], None]:
+    """A rule for operators of which everything stays, and why."""
+
+    def rule(tracer: Tracer, node: Node) -> None:
+        """Everything stays."""
+        tracer.freeze_node(node, f"{why}: {_name(node)} at {node.name}")
+
+    return rule
+
+
+_LAID_OUT = ("Conv", "MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "Upsample", "BatchNormalization")
+_SCALED = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "QAttention")
+
+RULES = {
+    "com.microsoft::Attention": attention,
+    "com.microsoft::EmbedLayerNormalization": _stays("norm over the width of the embedding"),
+    "com.microsoft::GroupQueryAttention": _stays("caches of keys and values"),
+    "com.microsoft::MatMulNBits": _stays("weights in blocks of bits"),
+    "com.microsoft::MultiHeadAttention": multi_head,
+    "com.microsoft::RotaryEmbedding": rotary_embedding,
+    "com.microsoft::SkipLayerNormalization": skip_norm,
+    "com.microsoft::SkipSimplifiedLayerNormalization": skip_norm,
+    **{f"com.microsoft::{op}": _stays("scales taken from all channels, or given with them") for op in _SCALED},
+    **{
+        f"com.microsoft.nchwc::{op}": _stays(
+            "saved in onnxruntime's blocked layout, which no other processor need have (save it at the level extended)"
+        )
+        for op in (*_LAID_OUT, "ReorderInput", "ReorderOutput")
+    },
+}
