@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import lengths, pointwise, quantised, regrouping, sequences
+from tests.properties import contributed, lengths, pointwise, quantised, regrouping, sequences
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
 class Grower(
-    pointwise.Pointwise, regrouping.Regrouping, sequences.Sequences, quantised.Quantised, lengths.Lengths, Layers
+    pointwise.Pointwise, regrouping.Regrouping, contributed.Contributed, quantised.Quantised, lengths.Lengths, Layers
 ):
     """Adds operators that join and cut, too, one random step at a time."""
 
@@ -278,6 +278,7 @@ THEMES = [
     sequences.WEIGHTS,
     quantised.WEIGHTS,
     lengths.WEIGHTS,
+    contributed.WEIGHTS,
 ]
 """Each is drawn equally often; the first, of what most models are made of, twice."""
 

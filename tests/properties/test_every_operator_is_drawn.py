@@ -13,6 +13,13 @@ NOT_DRAWN = {
     "Affine": "onnx no longer knows it",
     "Crop": "onnx no longer knows it",
     "ImageScaler": "onnx no longer knows it",
+    "com.microsoft::DynamicQuantizeLSTM": "everything stays, as around DynamicQuantizeMatMul",
+    "com.microsoft::EmbedLayerNormalization": "it reads tables and nothing that has channels",
+    "com.microsoft::GroupQueryAttention": "it needs caches",
+    "com.microsoft::MatMulIntegerToFloat": "everything stays, as around DynamicQuantizeMatMul",
+    "com.microsoft::MatMulNBits": "everything stays, as around DynamicQuantizeMatMul",
+    "com.microsoft::QAttention": "everything stays, as around DynamicQuantizeMatMul",
+    **dict.fromkeys((op for op in RULES if op.startswith("com.microsoft.nchwc")), "only onnxruntime writes it"),
 }
 """Operators that no step draws, and why; they have tests of their own."""
 
