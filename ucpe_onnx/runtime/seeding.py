@@ -27,8 +27,9 @@ def seeded(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for node in list(_random(copy.graph)):
-        seed = float(1 + zlib.crc32(node.output[0].encode()) % 65_521)  # exact in float32
-        node.attribute.append(onnx.helper.make_attribute("seed", seed))
+        seed = 1 + zlib.crc32(node.output[0].encode()) % 65_521  # exact in float32
+        kind = int if node.op_type == "Dropout" else float  # as its schema has it, unlike those of the others
+        node.attribute.append(onnx.helper.make_attribute("seed", kind(seed)))
     return copy
 
 

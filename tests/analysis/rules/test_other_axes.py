@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
@@ -170,3 +171,29 @@ def test_resize_to_a_size_that_is_computed_at_run_time() -> None:
     emitted = check_emission(model, {"b": [1, 5]}, target=PLAIN)
     assert made_by(emitted, "a") == 2
     assert [node.op_type for node in emitted.graph.node].count("Where") == 1
+
+
+# Exports that were left in training mode
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_averages_of_batch_normalisation_in_training_follow_the_channels(read: bool) -> None:
+    net = Net()
+    a = net.conv(net.input("x", (2, 3, 4, 4)), 8, name="a")
+    parameters = [net.weight(np.abs(net.normal(8)) + np.float32(0.5)) for _ in range(4)]
+    y, mean, _ = net.ops("BatchNormalization", a, *parameters, outputs=3, training_mode=1)
+    net.output(net.conv(y, 4, name="b"), *([mean] if read else []))
+    if read:
+        assert not trace(net.model()).consumers["b"].prunable.any()
+    else:
+        assert made_by(check_emission(net.model(), {"b": [1, 5, 6]}, target=PLAIN), "a") == 3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_dropout_in_training_draws_for_every_element(training: bool) -> None:
+    net = Net()
+    a = net.conv(net.input("x", (2, 3, 4, 4)), 8, name="a")
+    y = net.op("Dropout", a, net.weight(np.float32(0.5)), net.weight(np.bool_(training)))
+    traced = trace(net.output(net.conv(y, 4, name="b")).model())
+    assert traced.consumers["b"].prunable.all() != training
+    assert any("Dropout in training" in reason for s in traced.segments for reason in s.reasons) == training

@@ -13,7 +13,15 @@ def unary(tracer: Tracer, node: Node) -> None:
 
 
 def dropout(tracer: Tracer, node: Node) -> None:
-    """Identity at inference; the optional mask output has the data's shape."""
+    """Identity at inference; the optional mask output has the data's shape.
+
+    In training it draws a number for every element: with fewer of them, the others would get other numbers.
+    """
+    if len(node.inputs) > 2 and node.inputs[2]:
+        training = tracer.graph.value(node.inputs[2])
+        if training is None or training.any():
+            tracer.freeze_node(node, f"random numbers for each element: Dropout in training at {node.name}")
+            return
     for name in node.outputs:
         if name:
             tracer.pass_through(node, node.inputs[0], name)

@@ -23,7 +23,8 @@ def instance_normalization(tracer: Tracer, node: Node) -> None:
 def _per_channel(tracer: Tracer, node: Node, parameters: int) -> None:
     data, out = node.inputs[0], node.outputs[0]
     keys = [tracer.operand(node, i) for i in range(1, parameters + 1)]
-    if any(not isinstance(key, tuple) for key in keys) or any(node.has(i) for i in range(1, len(node.outputs))):
+    averages = [name for name in node.outputs[1:] if name]  # of training: one number for each channel too
+    if any(not isinstance(key, tuple) for key in keys) or any(tracer.rank(name) != 1 for name in averages):
         tracer.freeze_node(node, f"statistics computed at run time: {node.op_type} at {node.name}")
         return
     rank = tracer.rank(data) or 0
@@ -33,7 +34,7 @@ def _per_channel(tracer: Tracer, node: Node, parameters: int) -> None:
         tracer.pass_through(node, data, out, range(min(rank, 2)))
     else:
         tracer.pass_through(node, data, out)
-    for key in keys:
+    for key in (*keys, *averages):
         if key is not None:
             tracer.link((out, 1), (key, 0), node)
 
