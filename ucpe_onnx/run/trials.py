@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -33,6 +33,27 @@ _RELOADS = 6
 
 
 @dataclass(frozen=True)
+class LeftAlone:
+    """A segment that stays as it is in the input, since the model that was emitted with it pruned was wrong.
+
+    Attributes:
+        segment: its number.
+        producers: names of its producers.
+        consumers: names of its consumers.
+        reason: what verification, ``onnx.checker`` or onnxruntime said.
+    """
+
+    segment: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Trial:
     """A plan carried out and verified.
 
@@ -41,12 +62,16 @@ class Trial:
         plan: the decisions.
         emitted: the model.
         verification: its comparison with the masked model.
+        alone: the segments that the plan leaves alone, since it could not be verified with them.
+        refused: what was said of other layouts for the same masks that could not be verified, by their names.
     """
 
     name: str
     plan: Plan
     emitted: onnx.ModelProto
     verification: Verification
+    alone: tuple[LeftAlone, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,6 +170,7 @@ def back_to_input_layout(run: Run, best: Outcome) -> Outcome:
     if not run.options.allow_slower or best.speed is None or not best.speed.slower:
         return best
     trial = carry_out(run, "input layout", in_input_layout(run.traced, best.trial.plan))
+    trial = replace(trial, alone=best.trial.alone, refused=best.trial.refused)
     other = fastest(run, best.candidate, [trial])
     return better(best, replace(other, compensation=best.compensation))
 

@@ -9,9 +9,10 @@ from ucpe_onnx.report.sections.layouts import Layouts
 from ucpe_onnx.report.sections.runtime import Runtime
 from ucpe_onnx.report.sections.section import Section
 from ucpe_onnx.report.sections.sensitivity import Sensitivity
+from ucpe_onnx.report.sections.unverified import Unverified
 
 ABOUT_LAYOUT: tuple[type[Section], ...] = (Layouts, Runtime)
-ABOUT_MASKS: tuple[type[Section], ...] = (Budget, Compensation, Sensitivity)
+ABOUT_MASKS: tuple[type[Section], ...] = (Unverified, Budget, Compensation, Sensitivity)
 
 SECTIONS = (*ABOUT_LAYOUT, *ABOUT_MASKS)
 
@@ -25,4 +26,5 @@ __all__ = [
     "Runtime",
     "Section",
     "Sensitivity",
+    "Unverified",
 ]
