@@ -34,7 +34,7 @@ def verified_trials(run: Run, candidate: Candidate) -> list[Trial]:
             same = left_alone(run.traced, plan, [each.segment for each in alone], masked=masked)
             trials.append(replace(carry_out(run, name, same), alone=alone))
         except REFUSALS as error:
-            refused[name] = _said(run, error)
+            refused[name] = said(run, error)
     return [replace(trial, refused=refused) for trial in trials]
 
 
@@ -61,7 +61,7 @@ def verified_trial(run: Run, name: str, plan: Plan, *, masked: bool, known: Sequ
         trial = search.trial(parts)
     except REFUSALS:
         raise refusal from None
-    alone, trial = search.without_culprits(parts, trial, _said(run, refusal))
+    alone, trial = search.without_culprits(parts, trial, said(run, refusal))
     segments = run.traced.segments
     found = (LeftAlone(s, segments[s].producers, segments[s].consumers, why) for s, why in sorted(alone.items()))
     return replace(trial, alone=(*known, *found))
@@ -118,7 +118,7 @@ class _Search:
                 try:
                     trial, good = self.trial([*alone, *parts[middle:]]), middle
                 except REFUSALS as error:
-                    bad, why = middle, _said(self.run, error)
+                    bad, why = middle, said(self.run, error)
             alone[parts[good]] = why
             good += 1
             if good == len(parts):
@@ -129,10 +129,10 @@ class _Search:
             try:
                 return alone, self.trial(alone)
             except REFUSALS as error:
-                why = _said(self.run, error)
+                why = said(self.run, error)
 
 
-def _said(run: Run, error: Exception) -> str:
+def said(run: Run, error: Exception) -> str:
     """What an error says of the emitted model, in one line."""
     if isinstance(error, VerificationError):
         text = error.found
