@@ -12,13 +12,16 @@ from onnx import numpy_helper
 from rich.console import Console
 
 from tests.builders import Masked, Net
+from tests.models_small import latency
 from ucpe_onnx import VerificationError, prune
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.report.html import render_html
 from ucpe_onnx.report.summary import print_summary
-from ucpe_onnx.run import trials, verified
+from ucpe_onnx.run import budget as budget_stage
+from ucpe_onnx.run import context, trials, verified
+from ucpe_onnx.runtime.session import as_session
 
 SAID = verified.said
 LAYERS = 8
@@ -212,3 +215,22 @@ def test_weights_that_were_refitted_stay_with_their_masks(defect) -> None:
     assert [each.consumers for each in result.report.left_alone] == [("c3",)]
     assert result.plan.consumers["c3"].keep == plain.plan.consumers["c3"].keep
     assert not changed(result.plan, "c3") and changed(result.plan, "c4")
+
+
+@pytest.mark.parametrize("spoil", [wrong_weights, unloadable, crash])
+@pytest.mark.parametrize("budget", [{"target_params": 0.3}, {"target_latency": 0.8, "bench_seconds": 0.1}])
+def test_a_budget_goes_on_without_the_culprit(defect, monkeypatch, spoil, budget: dict[str, float]) -> None:
+    defect(["c4"], spoil)
+    monkeypatch.setattr(budget_stage, "emit", trials.emit)
+
+    def measured(models, feed, options, **_):
+        for model in models.values():
+            as_session(model, options)
+        return latency(0.8, names=models)
+
+    monkeypatch.setattr(context, "measure", measured)
+    report = prune(chain(), **{"bench_seconds": 0, **budget}).report
+    assert [each.consumers for each in report.left_alone] == [("c4",)]
+    if "target_params" in budget:
+        assert report.budget is not None
+        assert report.budget.reached == pytest.approx(report.after.parameters / report.before.parameters)

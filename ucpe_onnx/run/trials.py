@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -17,10 +17,12 @@ from ucpe_onnx.model.offload import trim_memory
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.apply import in_input_layout
-from ucpe_onnx.run.candidates import Candidate
 from ucpe_onnx.run.context import Run
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.verify import Verification, verify
+
+if TYPE_CHECKING:
+    from ucpe_onnx.run.candidates import Candidate
 
 _TIE = 0.01
 """A trial that is less than so much faster is not preferred to the plan that was asked for."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ucpe_onnx.errors import REFUSALS, ModelError, VerificationError
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.apply import left_alone
-from ucpe_onnx.run.candidates import Candidate
 from ucpe_onnx.run.context import Run
 from ucpe_onnx.run.trials import LeftAlone, Trial, carry_out
+
+if TYPE_CHECKING:
+    from ucpe_onnx.run.candidates import Candidate
 
 _MOST = 4
 """Segments that are looked for one by one; with more of them, all that are not known to be right are left alone."""
