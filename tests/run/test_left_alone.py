@@ -197,6 +197,14 @@ def test_the_job_is_refused_if_leaving_everything_alone_does_not_help(monkeypatc
     assert len(tries) == 2
 
 
+@pytest.mark.parametrize("options", [{"verify_each": True}, {"dump_after": ("all",)}])
+def test_who_looks_for_a_defect_gets_the_error(defect, tmp_path, options) -> None:
+    tries = defect(["c3"], invalid_node)
+    with pytest.raises(ModelError, match=r"the emitted model: onnx\.checker refuses it"):
+        prune(chain(), dump_beside=tmp_path / "out.onnx", **OPTIONS, **options)
+    assert len(tries) == 1
+
+
 def test_weights_that_were_refitted_stay_with_their_masks(defect) -> None:
     """A segment that only fails with new weights keeps its mask: the others were refitted to that."""
     names = ["c3"]

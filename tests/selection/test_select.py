@@ -183,6 +183,17 @@ def test_what_may_not_go_is_made_up_for_elsewhere() -> None:
     assert sum(capped.values()) == int(0.4 * sum(READERS.values()))
 
 
+@pytest.mark.parametrize("ratio", [0.29, 0.57, 0.7, 0.1, 0.3])
+@pytest.mark.parametrize("each", [1, 7, 64])
+def test_a_ratio_of_units_is_that_of_their_number(ratio: float, each: int) -> None:
+    """Rounding of a product of floats makes no difference between units of one channel and of several."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, each, 1)), 100, name="a")
+    traced = trace(net.output(net.gemm(net.op("Flatten", a), 2, name="f", trans_b=False)).model())
+    gone = dropped(select_masks(traced, {"f": np.repeat(np.arange(100.0), each)}, Selection(ratio)))
+    assert gone == {"f": int(ratio * 100) * each}
+
+
 def wide_and_narrow() -> Trace:
     """a (8) is flattened to 8 times 4 channels and read by f (32), which b (32) reads."""
     net = Net()

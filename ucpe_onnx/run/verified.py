@@ -26,7 +26,7 @@ def verified_trials(run: Run, candidate: Candidate) -> list[Trial]:
     that all have the same masks. Another one that does not verify even so is left out.
 
     Raises:
-        UcpeError: the first plan does not verify even if everything is left alone.
+        UcpeError: the first plan does not verify even if everything is left alone, or defects are looked for.
     """
     masked = candidate.mode in ("masks", "plan")
     (name, plan), *others = candidate.plans.items()
@@ -36,7 +36,7 @@ def verified_trials(run: Run, candidate: Candidate) -> list[Trial]:
         try:
             same = left_alone(run.traced, plan, [each.segment for each in alone], masked=masked)
             trials.append(replace(carry_out(run, name, same), alone=alone))
-        except REFUSALS as error:
+        except _survived(run) as error:
             refused[name] = said(run, error)
     return [replace(trial, refused=refused) for trial in trials]
 
@@ -52,11 +52,12 @@ def verified_trial(run: Run, name: str, plan: Plan, *, masked: bool, known: Sequ
         known: segments that the plan leaves alone already.
 
     Raises:
-        UcpeError: it does not verify even if everything is left alone; the error is that of the whole plan.
+        UcpeError: it does not verify even if everything is left alone; the error is that of the whole plan. Or it does
+            not verify, and the user looks for the defect.
     """
     try:
         return replace(carry_out(run, name, plan), alone=tuple(known))
-    except REFUSALS as error:
+    except _survived(run) as error:
         refusal = error.with_traceback(None)  # which would keep the refused model in memory
     search = _Search(run, name, plan, masked)
     parts = [number for number in range(len(plan.segments)) if search.changes(number)]
@@ -133,6 +134,11 @@ class _Search:
                 return alone, self.trial(alone)
             except REFUSALS as error:
                 why = said(self.run, error)
+
+
+def _survived(run: Run) -> tuple[type[Exception], ...]:
+    """Errors that do not end the job: none for those who look for a defect, whose drafts other trials would replace."""
+    return () if run.options.watch().looks else REFUSALS
 
 
 def said(run: Run, error: Exception) -> str:

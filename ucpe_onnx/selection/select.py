@@ -128,22 +128,26 @@ class _Units:
         """How many channels there are."""
         return float(self.widths.sum())
 
+    def lowest(self, share: float) -> IntArray:
+        """Places of the lowest scores that make up no more than a share of the channels."""
+        relative = self.widths / self.widths.max(initial=1)  # ones, where they are equal: int(share * n) are meant
+        return _lowest(self.scores, relative, share * float(relative.sum()))
+
 
 def _lowest(scores: FloatArray, widths: FloatArray, channels: float) -> IntArray:
     """Places of the lowest scores that make up no more than so many channels."""
     order = np.argsort(scores, kind="stable")
-    within = np.cumsum(widths[order]) <= channels * (1 + 1e-12)  # rounding of a ratio is no reason to drop one less
-    return order[: int(np.count_nonzero(within))]
+    return order[: int(np.count_nonzero(np.cumsum(widths[order]) <= channels))]
 
 
 def _drop(units: list[_Units], selection: Selection) -> list[IntArray]:
     """For each of the units the slots that go."""
     most = 1.0 if selection.most is None else selection.most
     if selection.scope == "local":
-        return [u.slots[_lowest(u.scores, u.widths, min(u.ratio, most) * u.channels)] for u in units]
+        return [u.slots[u.lowest(min(u.ratio, most))] for u in units]
     if not units:
         return []
-    allowed = [_lowest(u.scores, u.widths, most * u.channels) for u in units]
+    allowed = [u.lowest(most) for u in units]
     owner = np.repeat(np.arange(len(units)), [len(places) for places in allowed])
     slots, scores, widths = (
         np.concatenate([getattr(u, name)[places] for u, places in zip(units, allowed, strict=True)])
