@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.budget.nets import by_weights
 from tests.builders import Masked, Net
 from ucpe_onnx.analysis.trace import trace
+from ucpe_onnx.budget.problem import Problem
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning.make import Settings, make_plan
+from ucpe_onnx.planning.rates import default_rates
 from ucpe_onnx.planning.rounding import Rounding
 from ucpe_onnx.runtime.target import TARGETS, Target
 
@@ -162,3 +165,17 @@ def test_axes_of_several_groups_are_filled_up_in_channels() -> None:
     plan = make_plan(traced, masks, Settings(target=exact, lowering="union"))
     assert len(plan.consumers["c"].read) == 72, "36 slots are 72 channels, a multiple of 8 as they are"
     Masked(model, masks).check(emit(model, traced, plan))
+
+
+@pytest.mark.parametrize("each, step, width", [(64, 3, 1), (8, 3, 2), (3, 4, 16)])
+def test_budgets_choose_from_widths_in_slots(each: int, step: int, width: int) -> None:
+    """Of 36 heads any number is a whole number of blocks if a head is one: levels are no coarser than that."""
+    traced = trace(attention(36, each))
+    target = TARGETS["avx512"]
+    problem = Problem("x", traced, by_weights(traced), target, default_rates(target), "auto")
+    counts = {
+        kind: {int(base.sum()) for choice in problem.knapsack(kind).choices for base in choice.bases if base.size == 36}
+        for kind in ("macs", "latency")
+    }
+    assert 36 - step in counts["macs"] and all(count % step == 0 for count in counts["macs"])
+    assert len(counts["latency"]) > 2 and all(count % width == 0 for count in counts["latency"] - {36})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Collection
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.builders import Masked, Net
 from tests.models_small import latency
 from ucpe_onnx import VerificationError, prune
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model import offload
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.report.html import render_html
@@ -149,6 +151,29 @@ def test_what_was_left_alone_is_told(defect) -> None:
 def test_nothing_is_told_where_everything_verifies() -> None:
     result = prune(chain(), **OPTIONS)
     assert result.report.to_dict()["left_alone"] == [] and not result.report.left_alone
+
+
+def test_what_a_refused_trial_has_put_into_files_is_removed(defect, monkeypatch) -> None:
+    monkeypatch.setattr(offload, "LEAST_MODEL", 0)
+    monkeypatch.setattr(offload, "LEAST_TENSOR", 2**10)
+    there: list[list[bool]] = []
+    emitted: list[onnx.ModelProto] = []
+
+    def checked(model, where):
+        there.append([os.path.exists(file) for each in emitted[:1] for file in files_of(each) - files_of(model)])
+        emitted.append(model)
+
+    monkeypatch.setattr(trials, "check_model", checked)
+    defect(["c3"], wrong_weights)
+    assert prune(chain(), **OPTIONS).report.left_alone
+    assert files_of(emitted[0]) and there[1] and not any(there[1]), "the first, which was refused"
+
+
+def files_of(model: onnx.ModelProto) -> set[str]:
+    """Where weights are kept."""
+    return {
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
 
 
 def test_many_culprits_take_a_bounded_number_of_trials(defect) -> None:

@@ -172,6 +172,14 @@ def test_bn_through_a_concat_and_without_one() -> None:
     assert np.isinf(scores["d"]).all()  # nothing says that these may go
 
 
+def test_bn_of_channels_that_go_together_is_their_mean() -> None:
+    """A depthwise layer makes two channels of each of a's: they share a slot."""
+    net, a = two_convs()
+    scaled = net.batch_norm(net.depthwise(a, 2), scale=np.array([1.0, -3, 2, 2, 0, 4, 5, 5, 6, 8, 1, 0]))
+    scores = score_consumers(trace(net.output(net.conv(scaled, 2, name="c")).model()), "bn")
+    assert scores["c"].tolist() == [2, 2, 2, 2, 2, 2, 5, 5, 7, 7, 0.5, 0.5]
+
+
 def test_bn_without_batch_normalisation() -> None:
     net, a = two_convs()
     traced = trace(net.output(net.conv(a, 2)).model())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import onnx
 from ucpe_onnx.analysis.counts import ModelStats, model_stats
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.compensation.stage import CompensationOutcome
+from ucpe_onnx.errors import UcpeError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.model.files import check_model
 from ucpe_onnx.model.offload import trim_memory
@@ -138,9 +140,20 @@ def carry_out(run: Run, name: str, plan: Plan) -> Trial:
     with run.stages("emit"):
         model, traced = _weighted(run, plan)
         emitted = run.offload.store(emit(model, traced, plan, run.options.watch()))
-        check_model(emitted, f"{run.source.label}: the emitted model")
-    with run.stages("verify"):
+        with _discarded_if_refused(run, emitted, model):
+            check_model(emitted, f"{run.source.label}: the emitted model")
+    with run.stages("verify"), _discarded_if_refused(run, emitted, model):
         return Trial(name, plan, emitted, _verified(run, emitted, plan))
+
+
+@contextmanager
+def _discarded_if_refused(run: Run, emitted: onnx.ModelProto, model: onnx.ModelProto) -> Iterator[None]:
+    """Remove what an emitted model has put into files, but for what it shares with its original, if it is wrong."""
+    try:
+        yield
+    except UcpeError:
+        run.offload.discard(emitted, model)
+        raise
 
 
 def fastest(run: Run, candidate: Candidate, trials: Sequence[Trial]) -> Outcome:
@@ -192,8 +205,10 @@ def _verified(run: Run, emitted: onnx.ModelProto, plan: Plan) -> Verification:
     trim_memory()
     options = run.options
     feeds = run.feeds.for_verification()
-    found = verify(emitted, reference, feeds, options.run_options(), rtol=options.rtol, atol=options.atol)
-    run.offload.discard(reference, run.source.model)
+    try:
+        found = verify(emitted, reference, feeds, options.run_options(), rtol=options.rtol, atol=options.atol)
+    finally:
+        run.offload.discard(reference, run.source.model)
     found.raise_if_failed(run.source.label)
     return found
 

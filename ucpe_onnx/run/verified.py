@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ucpe_onnx.errors import REFUSALS, ModelError, VerificationError
+from ucpe_onnx.errors import REFUSALS, ModelError, UcpeError, VerificationError
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.apply import left_alone
 from ucpe_onnx.run.context import Run
@@ -58,7 +58,8 @@ def verified_trial(run: Run, name: str, plan: Plan, *, masked: bool, known: Sequ
     try:
         return replace(carry_out(run, name, plan), alone=tuple(known))
     except _survived(run) as error:
-        refusal = error.with_traceback(None)  # which would keep the refused model in memory
+        # Only of what is no clear refusal anybody wants the traceback, which keeps the refused model in memory.
+        refusal = error.with_traceback(None) if isinstance(error, UcpeError) else error
     search = _Search(run, name, plan, masked)
     parts = [number for number in range(len(plan.segments)) if search.changes(number)]
     try:

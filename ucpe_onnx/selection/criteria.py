@@ -212,7 +212,10 @@ def _merge_rows(weights: FloatArray, counts: npt.NDArray[np.int64]) -> FloatArra
 
 
 def _gammas(trace: Trace) -> dict[tuple[int, str], FloatArray]:
-    """For each consumer the scale of each of its slots: of the nearest normalisation above, else of any on the slot."""
+    """For each consumer the scale of each of its slots: of the nearest normalisation above, else of any on the slot.
+
+    It is without a sign, and the mean of a slot's channels.
+    """
     graph = trace.graph
     by_class = np.full(trace.slots.count, np.nan)
     scale_of: dict[str, FloatArray] = {}
@@ -231,8 +234,9 @@ def _gammas(trace: Trace) -> dict[tuple[int, str], FloatArray]:
         classes = trace.slots.axes[consumer.use.tensor_axis]
         nearest = scale_of.get(consumer.use.node.inputs[0])
         gamma = nearest if nearest is not None and len(nearest) == consumer.channels else by_class[classes]
-        _, first = np.unique(consumer.slots, return_index=True)
-        per_unit = np.asarray(gamma, dtype=np.float64)[first]
+        _, unit_of = np.unique(consumer.slots, return_inverse=True)
+        total = np.bincount(unit_of.reshape(-1), weights=np.abs(gamma))
+        per_unit = total / np.bincount(unit_of.reshape(-1))
         if not np.isnan(per_unit).any():
             result[(consumer.segment, name)] = per_unit
     return result
