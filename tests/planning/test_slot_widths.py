@@ -167,6 +167,20 @@ def test_axes_of_several_groups_are_filled_up_in_channels() -> None:
     Masked(model, masks).check(emit(model, traced, plan))
 
 
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(kept=st.lists(st.booleans(), min_size=24, max_size=24).filter(any), each=st.sampled_from([1, 2, 8]))
+def test_parts_of_units_stay_equally_wide(kept: list[bool], each: int) -> None:
+    """A convolution in 4 groups reads 24 groups of a normalisation: each of its own reads equally many channels."""
+    net = Net()
+    y = net.conv(net.input("x", (1, 3, 4, 4)), 24 * each, name="q")
+    y = net.op("InstanceNormalization", net.reshape(y, 0, 24, -1), net.weight(np.ones(24)), net.weight(np.zeros(24)))
+    y = net.op("Relu", net.reshape(y, 1, 24 * each, 4, 4))
+    model = net.output(net.conv(y, 16, groups=4, name="last")).model()
+    made, read = widths(emitted(model, np.array(kept), TARGETS["avx512"]))
+    most = max(sum(kept[start : start + 6]) for start in range(0, 24, 6))
+    assert made == 4 * read and most * each <= read <= 6 * each
+
+
 @pytest.mark.parametrize("each, step, width", [(64, 3, 1), (8, 3, 2), (3, 4, 16)])
 def test_budgets_choose_from_widths_in_slots(each: int, step: int, width: int) -> None:
     """Of 36 heads any number is a whole number of blocks if a head is one: levels are no coarser than that."""

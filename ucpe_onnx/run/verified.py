@@ -62,6 +62,8 @@ def verified_trial(run: Run, name: str, plan: Plan, *, masked: bool, known: Sequ
         refusal = error.with_traceback(None) if isinstance(error, UcpeError) else error
     search = _Search(run, name, plan, masked)
     parts = [number for number in range(len(plan.segments)) if search.changes(number)]
+    if not parts:
+        raise refusal
     try:
         trial = search.trial(parts)
     except REFUSALS:

@@ -22,7 +22,10 @@ _NAMED = 3
 
 _ROWS = 200
 
-_PLEASE = "this is a defect of ucpe-onnx: please report it, with the operators around these layers"
+_PLEASE = (
+    "this is a defect of ucpe-onnx: please report it, with the operators around these layers; or raise --rtol/--atol if"
+    " a difference of that size is harmless"
+)
 
 
 @dataclass(frozen=True)
