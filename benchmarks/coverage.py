@@ -42,6 +42,8 @@ HEADER = "| model | parameters | ours | seconds | onnxsim | seconds | most froze
 def ours(path: str, ratio: float) -> Row:
     """Prune: what is left, and why channels had to stay."""
     report = prune(path, ratio=ratio, mode="constrained", opt_level="extended", bench_seconds=0).report
+    for left in report.left_alone:
+        raise RuntimeError(f"segment {left.segment} was left alone: {left.reason}")
     frozen: Counter[str] = Counter()
     for segment in report.segments:
         if segment.frozen and segment.reasons:

@@ -48,6 +48,8 @@ def check_light(job: tuple[str, str], ratio: float) -> tuple[Outcome, dict[str, 
     except UcpeError as error:
         return Outcome(DEFECT, str(error)), {}
     seconds = time.perf_counter() - start
+    for left in result.report.left_alone:
+        return Outcome(DEFECT, f"segment {left.segment} was left alone: {left.reason}"), {}
     masks = result.plan.masks()
     problem = differences(run_model(result.model, feed), run_model(masked_model(model, masks), feed))
     figures = {

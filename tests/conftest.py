@@ -15,6 +15,8 @@ import pytest  # noqa: E402
 
 from ucpe_onnx.calibration.cache import CACHE_VARIABLE  # noqa: E402
 from ucpe_onnx.commands import progress  # noqa: E402
+from ucpe_onnx.run import verified  # noqa: E402
+from ucpe_onnx.run.context import Run  # noqa: E402
 
 
 class _PatientOptions(ort.SessionOptions):
@@ -47,4 +49,19 @@ def no_lines_on_stages() -> Iterator[None]:
     """However long a test's jobs take, standard error holds what they are tested for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "_SOON", 3600.0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_left_alone() -> Iterator[None]:
+    """A segment or a layout that does not verify is a defect that no test may pass over in silence.
+
+    Tests that make such defects by themselves put :func:`ucpe_onnx.run.verified.said` back.
+    """
+
+    def refuse(run: Run, error: Exception) -> str:
+        raise AssertionError(f"{run.source.label}: something would be left alone: {error}") from error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verified, "said", refuse)
         yield

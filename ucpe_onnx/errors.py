@@ -33,7 +33,16 @@ class DataError(UcpeError):
 
 
 class VerificationError(UcpeError):
-    """The emitted model does not compute what the masked model computes."""
+    """The emitted model does not compute what the masked model computes.
+
+    Args:
+        message: the line for the user.
+        found: what was found, without advice; the message if there is none in it.
+    """
+
+    def __init__(self, message: str, found: str = "") -> None:
+        super().__init__(message)
+        self.found = found or message
 
 
 class BusyError(UcpeError):
@@ -46,3 +55,16 @@ class NotFasterError(UcpeError):
     """Verified, but onnxruntime runs no candidate faster than the input model."""
 
     exit_code = EXIT_NOT_FASTER
+
+
+REFUSALS = (
+    ModelError,
+    VerificationError,
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+"""What says that a model can't be emitted, loaded or verified: errors about it, and what code raises that is wrong."""

@@ -15,7 +15,8 @@ from ucpe_onnx.run.compensating import compensated
 from ucpe_onnx.run.context import Run
 from ucpe_onnx.run.opening import opened
 from ucpe_onnx.run.stages import Stages
-from ucpe_onnx.run.trials import Outcome, back_to_input_layout, better, carry_out, fastest
+from ucpe_onnx.run.trials import Outcome, back_to_input_layout, better, fastest
+from ucpe_onnx.run.verified import verified_trials
 
 __all__ = ["Result", "prune"]
 
@@ -53,8 +54,7 @@ def _prune(run: Run) -> Result:
     """Everything that follows from the input and its analysis; the model that it returns may be offloaded."""
     best: Outcome | None = None
     for candidate in candidates(run):
-        trials = [carry_out(run, name, plan) for name, plan in candidate.plans.items()]
-        best = better(best, fastest(run, candidate, trials))
+        best = better(best, fastest(run, candidate, verified_trials(run, candidate)))
         if best.settled:
             break
     assert best is not None, "there is always a first candidate"

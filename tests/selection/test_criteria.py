@@ -104,13 +104,13 @@ def test_scores_are_of_the_input_channels(criterion: str) -> None:
         assert np.allclose(scores[name], expected, rtol=1e-4), name
 
 
-def test_positions_of_one_slot_share_the_score_of_all_their_weights() -> None:
+def test_positions_of_one_slot_share_the_mean_of_their_scores() -> None:
     net, a = two_convs()
     flat = net.op("Flatten", a)
     weight = net.normal(96, 3)
     net.output(net.op("Gemm", flat, net.weight(weight), name="g"))
     scores = score_consumers(trace(net.model()), "l1")["g"]
-    assert np.allclose(scores, np.repeat(np.abs(weight).reshape(6, -1).sum(axis=1), 16), rtol=1e-5)
+    assert np.allclose(scores, np.repeat(np.abs(weight).reshape(6, -1).sum(axis=1) / 16, 16), rtol=1e-5)
 
 
 def test_slots_that_occur_differently_often() -> None:
@@ -120,8 +120,24 @@ def test_slots_that_occur_differently_often() -> None:
     net.output(net.conv_with(net.op("Concat", a, part, axis=1), net.weight(weight), name="c"))
     scores = score_consumers(trace(net.model()), "l1")["c"]
     by_position = np.abs(weight[:, :, 0, 0]).sum(axis=0)
-    by_slot = by_position[:6] + np.pad(by_position[6:], (0, 4))
+    by_slot = (by_position[:6] + np.pad(by_position[6:], (0, 4))) / [2, 2, 1, 1, 1, 1]
     assert np.allclose(scores, [*by_slot, *by_slot[:2]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "lamp"])
+def test_wide_slots_score_like_the_channels_that_they_stand_for(criterion: str) -> None:
+    """Every channel of a row is like one of a matrix that tells them apart: the row scores about as it does."""
+    rows = np.abs(np.random.default_rng(0).normal(size=(4, 10)))
+    generator = np.random.default_rng(0)
+    apart = CRITERIA[criterion](Filters(np.repeat(rows, 3, axis=0), None, generator)).reshape(4, 3)
+    together = CRITERIA[criterion](Filters(np.tile(rows, 3), None, generator, np.full(4, 3)))
+    assert np.allclose(together, apart.max(axis=1))
+
+
+def test_rows_of_different_widths_have_the_same_distances() -> None:
+    rows, generator = np.random.default_rng(0).normal(size=(4, 10)), np.random.default_rng(0)
+    wide = Filters(np.tile(rows, 9), None, generator, np.full(4, 9))
+    assert np.allclose(CRITERIA["fpgm"](wide), CRITERIA["fpgm"](Filters(rows, None, generator)), rtol=1e-4)
 
 
 def test_matrix_of_a_grouped_convolution() -> None:
@@ -154,6 +170,14 @@ def test_bn_through_a_concat_and_without_one() -> None:
     scores = score_consumers(trace(net.model()), "bn")
     assert scores["c"].tolist() == [1, 2, 3, 4, 5, 6, 5, 7]
     assert np.isinf(scores["d"]).all()  # nothing says that these may go
+
+
+def test_bn_of_channels_that_go_together_is_their_mean() -> None:
+    """A depthwise layer makes two channels of each of a's: they share a slot."""
+    net, a = two_convs()
+    scaled = net.batch_norm(net.depthwise(a, 2), scale=np.array([1.0, -3, 2, 2, 0, 4, 5, 5, 6, 8, 1, 0]))
+    scores = score_consumers(trace(net.output(net.conv(scaled, 2, name="c")).model()), "bn")
+    assert scores["c"].tolist() == [2, 2, 2, 2, 2, 2, 5, 5, 7, 7, 0.5, 0.5]
 
 
 def test_bn_without_batch_normalisation() -> None:

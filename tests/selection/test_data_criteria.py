@@ -84,9 +84,9 @@ def test_channels_of_a_slot_are_one_block() -> None:
     found, weights = statistics.consumers["fc"], norms(traced, "fc")
     blocks = np.arange(16).reshape(4, 4)
     expected = {
-        "wanda": [np.sqrt(sum(weights[j] ** 2 * found.energy[j] * 7 for j in block)) for block in blocks],
+        "wanda": [np.sqrt(np.mean([weights[j] ** 2 * found.energy[j] * 7 for j in block])) for block in blocks],
         "energy": [np.sqrt(np.mean([found.energy[j] for j in block])) for block in blocks],
-        "variance": [sum(weights[j] ** 2 * found.variance[j] for j in block) for block in blocks],
+        "variance": [np.mean([weights[j] ** 2 * found.variance[j] for j in block]) for block in blocks],
     }
     for criterion, scores in expected.items():
         assert np.allclose(score_with_data(traced, criterion, statistics)["fc"], np.repeat(scores, 4)), criterion

@@ -181,3 +181,44 @@ def test_what_may_not_go_is_made_up_for_elsewhere() -> None:
     free, capped = (dropped(select_masks(TRACE, scores, Selection(0.4, "global", most=m))) for m in (None, 0.5))
     assert free["e"] == 7 and capped["e"] == 4
     assert sum(capped.values()) == int(0.4 * sum(READERS.values()))
+
+
+@pytest.mark.parametrize("ratio", [0.29, 0.57, 0.7, 0.1, 0.3])
+@pytest.mark.parametrize("each", [1, 7, 64])
+def test_a_ratio_of_units_is_that_of_their_number(ratio: float, each: int) -> None:
+    """Rounding of a product of floats makes no difference between units of one channel and of several."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, each, 1)), 100, name="a")
+    traced = trace(net.output(net.gemm(net.op("Flatten", a), 2, name="f", trans_b=False)).model())
+    gone = dropped(select_masks(traced, {"f": np.repeat(np.arange(100.0), each)}, Selection(ratio)))
+    assert gone == {"f": int(ratio * 100) * each}
+
+
+def wide_and_narrow() -> Trace:
+    """a (8) is flattened to 8 times 4 channels and read by f (32), which b (32) reads."""
+    net = Net()
+    a = net.conv(net.input("x", (1, 3, 2, 2)), 8, name="a")
+    f = net.gemm(net.op("Flatten", a), 32, name="f", trans_b=False)
+    return trace(net.output(net.gemm(f, 2, name="b", trans_b=False)).model())
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_global_ratio_counts_channels(constrained: bool) -> None:
+    """Of 64 channels a quarter is 16, whether they go one by one or four at a time."""
+    traced = wide_and_narrow()
+    for lowest in ("f", "b"):
+        scores = {name: np.repeat(np.arange(1.0, 9), 4) * (1e-3 if name == lowest else 1) for name in ("f", "b")}
+        scores = {name: score if lowest == name else score + 100 for name, score in scores.items()}
+        if constrained:  # scaled to mean 1, the higher ones are all about 1
+            scores[lowest] = np.repeat([1e-3, 1e-3, 1e-3, 1e-3, 1, 1, 1, 1], 4)
+        gone = dropped(select_masks(traced, scores, Selection(0.25, "global", constrained)))
+        assert gone == {lowest: 16}
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("ratio, heads", [(0.25, 2), (0.3, 2), (0.375, 3), (0.1, 0)])
+def test_what_goes_together_goes_if_it_fits_in(scope: str, ratio: float, heads: int) -> None:
+    traced = wide_and_narrow()
+    scores = {"f": np.repeat(np.arange(8.0), 4)}
+    gone = dropped(select_masks(traced, scores, Selection(ratio, scope)))
+    assert gone == ({"f": 4 * heads} if heads else {})

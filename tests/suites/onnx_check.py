@@ -73,6 +73,8 @@ def _check_ratio(case: Case, ratio: float, feed: Feed, expected: tuple[Any, ...]
         return Outcome(DEFECT, _line(error))
     except UcpeError as error:
         return Outcome(REFUSED, _line(error))
+    for left in result.report.left_alone:
+        raise AssertionError(f"segment {left.segment} was left alone: {left.reason}")
     masks = result.plan.masks()
     emitted = result.model
     onnx.checker.check_model(emitted, full_check=True)

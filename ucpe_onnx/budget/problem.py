@@ -16,7 +16,7 @@ from ucpe_onnx.budget.prices import Prices, Time, Work
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.rates import Rates
-from ucpe_onnx.planning.widths import width_multiple
+from ucpe_onnx.planning.rounding import Rounding
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.select import matches
 
@@ -92,16 +92,18 @@ class Problem:
         return next((ratio for pattern, ratio in reversed(self.ratio_for) if matches(name, pattern)), most)
 
     def _multiple(self, segment: Segment) -> int:
-        """Widths that a whole number of blocks of channels has cost as much as any up to them."""
+        """Widths that a whole number of blocks of channels has cost as much as any up to them; in slots."""
         target = self.target
         if not (target.blocked or target.aligned):
             return _sixteenth(segment)
-        multiple = max(width_multiple(self.traced, segment, target), target.block if target.blocked else 1)
+        rounding = Rounding.of(self.traced, segment, target)
+        multiple = rounding.slots(max(rounding.multiple, target.block if target.blocked else 1))
         return multiple if len(segment.classes) >= 2 * multiple else 1
 
     def _step(self, segment: Segment) -> int:
         """A sixteenth of the width, as a multiple that nothing has to be rounded up to."""
-        rounded = self.target.read_multiple if self.target.blocked or self.target.aligned else 1
+        rounds = self.target.blocked or self.target.aligned
+        rounded = Rounding.of(self.traced, segment, self.target).slots(self.target.read_multiple) if rounds else 1
         return int(np.ceil(_sixteenth(segment) / rounded)) * rounded if len(segment.classes) >= 2 * rounded else 1
 
     def _reading(self, consumer: Consumer) -> int:

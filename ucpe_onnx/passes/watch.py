@@ -34,6 +34,11 @@ class Watch:
     dump_after: frozenset[str] = frozenset()
     dump_beside: Path | None = None
 
+    @property
+    def looks(self) -> bool:
+        """Whether anything is to be done."""
+        return self.verify or bool(self.dump_after)
+
     def observer(self, step: Sequence[Pass], *, last: bool) -> Observer | None:
         """What to call after each pass of a step; None if there is nothing to do.
 
@@ -41,7 +46,7 @@ class Watch:
             step: passes that belong together.
             last: whether no step follows.
         """
-        if not self.verify and not self.dump_after:
+        if not self.looks:
             return None
 
         def look(done: Pass, results: Mapping[str, PassResult], draft: onnx.ModelProto) -> None:

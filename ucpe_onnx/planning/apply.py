@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -172,13 +172,28 @@ def selected(consumer: Consumer, layout: IntArray, keep: Mask, target: Target) -
 
 def in_input_layout(trace: Trace, plan: Plan) -> Plan:
     """A plan with the same masks that removes no channel: weights become zero, the graph stays."""
-    consumers = {name: replace(c, read=tuple(range(c.channels))) for name, c in plan.consumers.items()}
-    segments = []
-    for segment in trace.segments:
+    return left_alone(trace, plan, range(len(trace.segments)), masked=True)
+
+
+def left_alone(trace: Trace, plan: Plan, segments: Collection[int], *, masked: bool) -> Plan:
+    """A plan in which some segments stay as they are in the input.
+
+    Args:
+        trace: the analysed model.
+        plan: the decisions; those for other segments stay.
+        segments: numbers of the segments.
+        masked: whether their consumers keep their masks, as zero weights; else they keep everything.
+    """
+    consumers = dict(plan.consumers)
+    decided = list(plan.segments)
+    for number in segments:
+        segment = trace.segments[number]
+        kinds = {}
+        for name in segment.consumers:
+            whole_axis = tuple(range(plan.consumers[name].channels))
+            keep = plan.consumers[name].keep if masked else whole_axis
+            consumers[name] = replace(plan.consumers[name], keep=keep, read=whole_axis)
+            kinds[name] = whole(everything_kept=len(keep) == len(whole_axis)).name
         order = tuple(range(len(segment.classes)))
-        kinds = {
-            name: whole(everything_kept=len(consumers[name].keep) == consumers[name].channels).name
-            for name in segment.consumers
-        }
-        segments.append(SegmentPlan(segment.id, order, (order,), kinds))
-    return replace(plan, consumers=consumers, segments=tuple(segments))
+        decided[number] = SegmentPlan(segment.id, order, (order,), kinds)
+    return replace(plan, consumers=consumers, segments=tuple(decided))

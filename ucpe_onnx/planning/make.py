@@ -19,9 +19,10 @@ from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.lower import AUTO, LOWERING_RULES
 from ucpe_onnx.planning.order import in_original_order, ordered
 from ucpe_onnx.planning.rates import Rates, default_rates
+from ucpe_onnx.planning.rounding import Rounding, pooled_axes
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.planning.segment_problem import ProblemMaker, Question
-from ucpe_onnx.planning.widths import emitted_slots, needed_slots, pooled_axes, width_multiple
+from ucpe_onnx.planning.widths import emitted_slots, needed_slots
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.criteria import FloatArray
 from ucpe_onnx.selection.select import slot_scores
@@ -167,10 +168,11 @@ class _Planner:
             pooled = np.isin(segment.group_of, segment.group_of[segment.local(self.trace.slots.axes[axis])])
             emitted[pooled] = self.emitted[segment.id][pooled]
         widths = [int(emitted[list(group)].sum()) for group in segment.groups]
-        uneven = frozenset(number for number, width in enumerate(widths) if width % target.joined_multiple)
+        question = self._question(segment, emitted, contiguous)
+        uneven = frozenset(number for number, width in enumerate(widths) if width % question.rounding.joined)
         if not uneven:
             return None
-        return replace(self._question(segment, emitted, contiguous), multiple=1, rule=rule.undivided, uneven=uneven)
+        return replace(question, rounding=question.rounding.exact, rule=rule.undivided, uneven=uneven)
 
     def _question(
         self, segment: Segment, emitted: npt.NDArray[np.bool_], contiguous: frozenset[str] = frozenset()
@@ -181,7 +183,7 @@ class _Planner:
             emitted,
             needed_slots(self.trace, segment, self.masks),
             self.score[segment.id],
-            width_multiple(self.trace, segment, self.settings.target),
+            Rounding.of(self.trace, segment, self.settings.target),
             contiguous,
             LOWERING_RULES[self.settings.lowering],
         )

@@ -19,6 +19,7 @@ from ucpe_onnx.lowerings import LOWERINGS, UNSAID, Lowering, Reads
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.planning.cost import Costs, FloatArray
 from ucpe_onnx.planning.lower import LoweringRule
+from ucpe_onnx.planning.rounding import Rounding
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.solve.blocks import BlockProblem, BlockReader, BlockTensor, Copy, Group, SlotClass, Table
 
@@ -55,7 +56,7 @@ class Question:
         emitted: the slots that are emitted if nothing is split, shape (slots,).
         needed: the slots among them that somebody needs, shape (slots,).
         score: importance of each slot, shape (slots,); None: the first ones fill up.
-        multiple: what the width of a block is a multiple of.
+        rounding: what the width of a block had better be.
         contiguous: consumers whose channels lie side by side if nothing is split.
         rule: what consumers may do.
         uneven: groups whose width keeps every Concat of them out of the blocked layout: each operand leaves it once,
@@ -67,7 +68,7 @@ class Question:
     emitted: npt.NDArray[np.bool_]
     needed: npt.NDArray[np.bool_]
     score: FloatArray | None
-    multiple: int
+    rounding: Rounding
     contiguous: frozenset[str]
     rule: LoweringRule
     uneven: frozenset[int] = frozenset()
@@ -87,15 +88,15 @@ class ProblemMaker:
         readers = [self.costs.trace.consumers[name] for name in self.segment.consumers]
         tensors = list(dict.fromkeys(self._source(reader) for reader in readers))
         classes, spare = self._classes(readers)
-        target = self.costs.target
+        rounding = self.question.rounding
         problem = BlockProblem(
             classes=tuple(entry for entry, _ in classes),
             groups=tuple(self._group(number, len(slots)) for number, slots in enumerate(spare)),
             readers=tuple(self._reader(reader, tensors.index(self._source(reader))) for reader in readers),
             tensors=tuple(self._tensor(axis) for axis in tensors),
-            width_multiple=self.question.multiple,
-            minimum=max(target.minimum if target.blocked else 1, self.question.multiple),
-            joined_multiple=target.joined_multiple if target.blocked else 1,
+            width_multiple=self._step,
+            minimum=rounding.minimum,
+            joined_multiple=rounding.joined,
         )
         return SegmentProblem(problem, tuple(slots for _, slots in classes), spare, tuple(r.name for r in readers))
 
@@ -105,12 +106,16 @@ class ProblemMaker:
         return self.question.segment
 
     @cached_property
+    def _step(self) -> int:
+        return self.question.rounding.step
+
+    @cached_property
     def _widths(self) -> IntArray:
-        most = -(-len(self.segment.classes) // self.question.multiple)
-        return np.arange(1, most + 1, dtype=np.int64) * self.question.multiple
+        most = -(-len(self.segment.classes) // self._step)
+        return np.arange(1, most + 1, dtype=np.int64) * self._step
 
     def _table(self, us: FloatArray) -> Table:
-        return Table(self.question.multiple, np.concatenate([[0.0], us]))
+        return Table(self._step, np.concatenate([[0.0], us]))
 
     def _classes(
         self, readers: Sequence[Consumer]

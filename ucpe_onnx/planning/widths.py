@@ -10,18 +10,15 @@ import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import FUSING, LAYER_OPS
-from ucpe_onnx.analysis.layout import covers_target
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Segment, Trace
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.planning.rounding import Rounding
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.criteria import FloatArray
 
 _WORTHWHILE = 0.1
 """A grouped convolution gains less by whole blocks than it loses by being wider by a larger share than this."""
-
-LOCAL_POOLS = frozenset({"AveragePool", "MaxPool"})
-_POOLS = LOCAL_POOLS | {"GlobalAveragePool", "GlobalMaxPool"}
 
 
 def needed_slots(trace: Trace, segment: Segment, masks: Mapping[str, Mask]) -> npt.NDArray[np.bool_]:
@@ -85,19 +82,16 @@ def _round_groups(
     fill: bool,
 ) -> None:
     """Fill up each group to a width that runs well, in place."""
-    multiple = width_multiple(trace, segment, target)
+    rounding = Rounding.of(trace, segment, target)
     grouped = _partitioned(trace, segment)
     for group in segment.groups:
         members = np.asarray(group)
         if segment.frozen[members[0]]:
             continue
-        count = int(emitted[members].sum())
-        rounding = target.block if fill and target.blocked and len(group) >= 2 * target.block else multiple
-        if grouped[members[0]] and len(group) < target.block:
-            rounding = 1  # a convolution whose groups are narrower than a block is in no blocked layout anyway
-        width = max(1, target.width(count, len(group), rounding))
         spare = members[~emitted[members]]
-        emitted[spare[np.argsort(ranking[spare])][: width - count]] = True
+        spare = spare[np.argsort(ranking[spare])]
+        added = rounding.added(emitted, members, spare, grouped=bool(grouped[members[0]]), fill=fill)
+        emitted[spare[: max(added, 0 if emitted[members].any() else 1)]] = True
 
 
 def _partitioned(trace: Trace, segment: Segment) -> npt.NDArray[np.bool_]:
@@ -122,17 +116,24 @@ def _balance(trace: Trace, segment: Segment, emitted: npt.NDArray[np.bool_], ran
             for part, missing in zip(parts, widths.max() - widths, strict=True):
                 if missing:
                     unequal = True
-                    spare = np.unique(part[~emitted[part]])
-                    emitted[spare[np.argsort(ranking[spare])][:missing]] = True
+                    spare, added = _spare(part, emitted, ranking)
+                    emitted[spare[: np.searchsorted(added, missing)]] = True
 
 
 def _fill_up(slots: IntArray, multiple: int, most: float, emitted: npt.NDArray[np.bool_], ranking: IntArray) -> None:
     """Emit as many more slots of an axis as make its length a multiple, in place, unless that is too large a share."""
-    spare = np.unique(slots[~emitted[slots]])
+    spare, added = _spare(slots, emitted, ranking)
     length = int(emitted[slots].sum())
-    missing = -length % multiple
-    if missing <= most * length:
-        emitted[spare[np.argsort(ranking[spare])][:missing]] = True
+    fine = np.flatnonzero((length + added) % multiple == 0)
+    if fine.size and added[fine[0]] <= most * length:
+        emitted[spare[: fine[0]]] = True
+
+
+def _spare(slots: IntArray, emitted: npt.NDArray[np.bool_], ranking: IntArray) -> tuple[IntArray, IntArray]:
+    """The slots of an axis that are not emitted, best first, and how many positions the first n of them have."""
+    spare, positions = np.unique(slots[~emitted[slots]], return_counts=True)
+    order = np.argsort(ranking[spare])
+    return spare[order], np.cumsum(np.concatenate([[0], positions[order]]))
 
 
 def _wanted(trace: Trace, segment: Segment, target: Target) -> Iterator[tuple[AxisKey, int, float]]:
@@ -171,20 +172,3 @@ def _grouped_multiples(trace: Trace, node: Node, groups: int, target: Target) ->
     elif isinstance(read, int) and isinstance(made, int) and not read % each and not made // groups % each:
         yield (node.inputs[0], 1), groups * each, _WORTHWHILE
         yield (node.outputs[0], 1), groups * each, _WORTHWHILE
-
-
-def width_multiple(trace: Trace, segment: Segment, target: Target) -> int:
-    """The strictest multiple that an operator on the segment asks for."""
-    joined = any(
-        not covers_target(link, trace.slots.axes[axis].size) for axis, links in segment.links.items() for link in links
-    )
-    pooled = any(True for _ in pooled_axes(trace, segment, _POOLS))
-    return target.joined_multiple if joined or pooled else target.read_multiple
-
-
-def pooled_axes(trace: Trace, segment: Segment, pools: frozenset[str] = LOCAL_POOLS) -> Iterator[AxisKey]:
-    """The axes of a segment's channels that pools read."""
-    axes = set(segment.axes)
-    for node in trace.graph.nodes:
-        if node.op_type in pools and (node.inputs[0], 1) in axes:
-            yield node.inputs[0], 1

@@ -15,8 +15,18 @@ from ucpe_onnx.budget.search import BudgetOutcome
 from ucpe_onnx.budget.sensitivity import SensitivityPoint
 from ucpe_onnx.compensation.stage import CompensationOutcome
 from ucpe_onnx.plan import Plan
-from ucpe_onnx.report.sections import SECTIONS, Budget, Compensation, Layouts, Runtime, Section, Sensitivity, Warnings
-from ucpe_onnx.run.trials import Rival
+from ucpe_onnx.report.sections import (
+    SECTIONS,
+    Budget,
+    Compensation,
+    Layouts,
+    Runtime,
+    Section,
+    Sensitivity,
+    Unverified,
+    Warnings,
+)
+from ucpe_onnx.run.trials import LeftAlone, Rival
 from ucpe_onnx.run.tuning import TuningStep
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.optimised_pair import RuntimeComparison
@@ -111,6 +121,12 @@ class Report:
         """What compensation did, None if there was none."""
         found = self.section(Compensation)
         return None if found is None else found.outcome
+
+    @property
+    def left_alone(self) -> tuple[LeftAlone, ...]:
+        """Segments that stay as they were, since the emitted model could not be verified with them."""
+        found = self.section(Unverified)
+        return () if found is None else found.alone
 
     @property
     def runtime(self) -> RuntimeComparison | None:

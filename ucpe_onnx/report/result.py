@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import onnx
 
 from ucpe_onnx.activations.statistics import Statistics
+from ucpe_onnx.analysis.counts import ModelStats
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.report.report import Report, kept_share, segment_reports
 from ucpe_onnx.report.sections import SECTIONS
@@ -33,7 +34,7 @@ class Result:
 
 def described(run: Run, outcome: Outcome) -> Result:
     """Put everything together."""
-    trial, outcome = outcome.trial, _with_one_latency(outcome)
+    trial, outcome = outcome.trial, _with_budget_as_met(outcome)
     sections = tuple(found for kind in SECTIONS if (found := kind.of(run, outcome)) is not None)
     with run.stages("report"):
         report = Report(
@@ -57,12 +58,29 @@ def described(run: Run, outcome: Outcome) -> Result:
     return Result(trial.emitted, trial.plan, report, statistics)
 
 
-def _with_one_latency(outcome: Outcome) -> Outcome:
-    """A budget of latency is met as it was measured last: two numbers for one thing would only confuse."""
+def _with_budget_as_met(outcome: Outcome) -> Outcome:
+    """What is told of a budget is what the output takes: two numbers for one thing would only confuse.
+
+    Latency was measured once more since the budget was searched for; what was left alone since then takes what it did.
+    """
     budget, speed = outcome.candidate.budget, outcome.speed
-    if budget is None or budget.kind != "latency" or speed is None or not speed.trusted:
+    if budget is None:
         return outcome
-    return replace(outcome, candidate=replace(outcome.candidate, budget=replace(budget, reached=speed.ratio)))
+    reached: float | None = None
+    if budget.kind == "latency":
+        reached = speed.ratio if speed is not None and speed.trusted else None
+    elif outcome.trial.alone:
+        reached = _share_left(budget.kind, outcome.before, outcome.after)
+    if reached is None:
+        return outcome
+    return replace(outcome, candidate=replace(outcome.candidate, budget=replace(budget, reached=reached)))
+
+
+def _share_left(kind: str, before: ModelStats, after: ModelStats) -> float | None:
+    """Multiply-accumulates or parameters over the input's."""
+    if kind == "params":
+        return after.parameters / max(before.parameters, 1)
+    return after.macs / before.macs if before.macs and after.macs is not None else None
 
 
 def _accuracies(run: Run, emitted: onnx.ModelProto) -> dict[str, float] | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import onnx
+
 from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.counts import model_stats
 from ucpe_onnx.budget.losses import PROBING, Losses, measure_losses
 from ucpe_onnx.budget.problem import Problem
 from ucpe_onnx.budget.search import BudgetOutcome, meet
 from ucpe_onnx.compensation.stage import compensated_plan
-from ucpe_onnx.errors import BusyError, DataError, ModelError, UsageError
+from ucpe_onnx.errors import REFUSALS, BusyError, DataError, ModelError, UsageError
 from ucpe_onnx.lowerings import UNSAID, selection
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask
@@ -21,8 +23,9 @@ from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning import make_plan
 from ucpe_onnx.planning.lower import AUTO
 from ucpe_onnx.run.context import Run
+from ucpe_onnx.run.verified import verified_trial
 from ucpe_onnx.runtime.accuracy import output_agreement, top1_accuracy
-from ucpe_onnx.runtime.latency import LEAST_RELOADS
+from ucpe_onnx.runtime.latency import LEAST_RELOADS, LatencyReport
 from ucpe_onnx.runtime.session import as_session
 from ucpe_onnx.samples.dataset import Dataset
 
@@ -184,9 +187,14 @@ class _Search:
 
     def _count(self, masks: Mapping[str, Mask], kind: str) -> float:
         run, before = self.run, self.run.counts
-        plan = self._plan(masks, self._lowering(kind), fill=self._fills())
-        with run.stages("emit"):
-            after = model_stats(emit(run.source.model, run.traced, plan), run.feeds.shapes())
+        lowering = self._lowering(kind)
+        plan = self._plan(masks, lowering, fill=self._fills())
+        try:
+            with run.stages("emit"):
+                emitted = emit(run.source.model, run.traced, plan)
+        except REFUSALS:
+            emitted = self._verified(lowering, plan)
+        after = model_stats(emitted, run.feeds.shapes())
         if kind == "params":
             return after.parameters / max(before.parameters, 1)
         if after.macs is None or not before.macs:
@@ -198,21 +206,28 @@ class _Search:
 
     def _latency(self, masks: Mapping[str, Mask]) -> float:
         run, options = self.run, self.run.options
-        models = {}
-        for lowering in dict.fromkeys(
-            (options.lowering, UNSAID.name if options.lowering == AUTO else options.lowering)
-        ):
-            plan = self._plan(masks, lowering, fill=self._fills())
-            with run.stages("emit"):
-                models[lowering] = run.offload.store(emit(run.source.model, run.traced, plan))
-        with run.stages("measure"):
-            found = run.timed(models, options.timing_seconds, LEAST_RELOADS)
+        lowerings = dict.fromkeys((options.lowering, UNSAID.name if options.lowering == AUTO else options.lowering))
+        plans = {lowering: self._plan(masks, lowering, fill=self._fills()) for lowering in lowerings}
+        try:
+            found = self._timed({name: emit(run.source.model, run.traced, plan) for name, plan in plans.items()})
+        except REFUSALS:
+            found = self._timed({name: self._verified(name, plan) for name, plan in plans.items()})
         if found.busy:
             raise BusyError(
                 f"{run.source.label}: latency can't be measured: {found.busy}; wait until the machine is idle, give"
                 " --bench-seconds a larger number, or take --target-macs"
             )
-        return min(found[name].ratio for name in models)
+        return min(found[name].ratio for name in plans)
+
+    def _timed(self, models: Mapping[str, onnx.ModelProto]) -> LatencyReport:
+        run = self.run
+        with run.stages("measure"):
+            stored = {name: run.offload.store(model) for name, model in models.items()}
+            return run.timed(stored, run.options.timing_seconds, LEAST_RELOADS)
+
+    def _verified(self, lowering: str, plan: Plan) -> onnx.ModelProto:
+        """The model of a plan that can't be emitted or loaded as it is: its culprits will be left alone later too."""
+        return verified_trial(self.run, lowering, plan, masked=False).emitted
 
     def _plan(self, masks: Mapping[str, Mask], lowering: str, *, fill: bool) -> Plan:
         with self.run.stages("plan"):

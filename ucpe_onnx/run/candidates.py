@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from ucpe_onnx.activations.statistics import Statistics
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.budget.search import BudgetOutcome
 from ucpe_onnx.compensation.sequential import compensate
-from ucpe_onnx.errors import MaskError
+from ucpe_onnx.errors import REFUSALS, MaskError
 from ucpe_onnx.lowerings import LOWERINGS, UNSAID, Reads
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.masks import Mask, check_masks, load_masks
@@ -121,8 +122,9 @@ def laid_out(
     if options.measure:
         with run.stages("tune"):
             tuner = Tuner(run.source.model, run.traced, run.feeds.single, options, run.offload)
-            tuned, steps = tuner.tuned(plans["auto"], masks, settings, scores)
-            plans = {"measured": tuned, **plans} if any(step.taken for step in steps) else plans
+            with suppress(*REFUSALS):  # what is wrong with a layout that does not load is found out when it is tried
+                tuned, steps = tuner.tuned(plans["auto"], masks, settings, scores)
+                plans = {"measured": tuned, **plans} if any(step.taken for step in steps) else plans
     with run.stages("plan"):
         simple = {
             name: make_plan(run.traced, masks, replace(settings, lowering=name), scores)

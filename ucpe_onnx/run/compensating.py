@@ -8,7 +8,8 @@ from ucpe_onnx.analysis.counts import model_stats
 from ucpe_onnx.compensation.stage import CompensationOutcome, compensated_plan, plan_without_samples
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.run.context import Run
-from ucpe_onnx.run.trials import Outcome, carry_out
+from ucpe_onnx.run.trials import Outcome
+from ucpe_onnx.run.verified import verified_trial
 
 
 def compensated(run: Run, best: Outcome) -> Outcome:
@@ -22,7 +23,8 @@ def compensated(run: Run, best: Outcome) -> Outcome:
         plan, told = _new_weights(run, best.trial.plan)
     if not plan.weights:
         return replace(best, compensation=told)
-    trial = carry_out(run, best.trial.name, plan)
+    trial = verified_trial(run, best.trial.name, plan, masked=True, known=best.trial.alone)
+    trial = replace(trial, refused=best.trial.refused)
     after = model_stats(trial.emitted, run.feeds.shapes())
     return replace(best, trial=trial, after=after, compensation=told)
 

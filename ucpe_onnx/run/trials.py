@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from ucpe_onnx.analysis.counts import ModelStats, model_stats
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.compensation.stage import CompensationOutcome
+from ucpe_onnx.errors import UcpeError
 from ucpe_onnx.masked import masked_model
 from ucpe_onnx.model.files import check_model
 from ucpe_onnx.model.offload import trim_memory
 from ucpe_onnx.passes import emit
 from ucpe_onnx.plan import Plan
 from ucpe_onnx.planning.apply import in_input_layout
-from ucpe_onnx.run.candidates import Candidate
 from ucpe_onnx.run.context import Run
 from ucpe_onnx.runtime.latency import CandidateLatency, LatencyReport
 from ucpe_onnx.runtime.verify import Verification, verify
+
+if TYPE_CHECKING:
+    from ucpe_onnx.run.candidates import Candidate
 
 _TIE = 0.01
 """A trial that is less than so much faster is not preferred to the plan that was asked for."""
@@ -33,6 +37,27 @@ _RELOADS = 6
 
 
 @dataclass(frozen=True)
+class LeftAlone:
+    """A segment that stays as it is in the input, since the model that was emitted with it pruned was wrong.
+
+    Attributes:
+        segment: its number.
+        producers: names of its producers.
+        consumers: names of its consumers.
+        reason: what verification, ``onnx.checker`` or onnxruntime said.
+    """
+
+    segment: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Trial:
     """A plan carried out and verified.
 
@@ -41,12 +66,16 @@ class Trial:
         plan: the decisions.
         emitted: the model.
         verification: its comparison with the masked model.
+        alone: the segments that the plan leaves alone, since it could not be verified with them.
+        refused: what was said of other layouts for the same masks that could not be verified, by their names.
     """
 
     name: str
     plan: Plan
     emitted: onnx.ModelProto
     verification: Verification
+    alone: tuple[LeftAlone, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,11 +140,22 @@ def carry_out(run: Run, name: str, plan: Plan) -> Trial:
     with run.stages("emit"):
         model, traced = _weighted(run, plan)
         emitted = run.offload.store(emit(model, traced, plan, run.options.watch()))
-        check_model(emitted, f"{run.source.label}: the emitted model", shapes=run.source.complete)
+        with _discarded_if_refused(run, emitted, model):
+            check_model(emitted, f"{run.source.label}: the emitted model", shapes=run.source.complete)
         if run.source.mending is not None:
             emitted = run.offload.store(run.source.mending.undone(emitted))
-    with run.stages("verify"):
+    with run.stages("verify"), _discarded_if_refused(run, emitted, model):
         return Trial(name, plan, emitted, _verified(run, emitted, plan))
+
+
+@contextmanager
+def _discarded_if_refused(run: Run, emitted: onnx.ModelProto, model: onnx.ModelProto) -> Iterator[None]:
+    """Remove what an emitted model has put into files, but for what it shares with its original, if it is wrong."""
+    try:
+        yield
+    except UcpeError:
+        run.offload.discard(emitted, model)
+        raise
 
 
 def fastest(run: Run, candidate: Candidate, trials: Sequence[Trial]) -> Outcome:
@@ -147,6 +187,7 @@ def back_to_input_layout(run: Run, best: Outcome) -> Outcome:
     if not run.options.allow_slower or best.speed is None or not best.speed.slower:
         return best
     trial = carry_out(run, "input layout", in_input_layout(run.traced, best.trial.plan))
+    trial = replace(trial, alone=best.trial.alone, refused=best.trial.refused)
     other = fastest(run, best.candidate, [trial])
     return better(best, replace(other, compensation=best.compensation))
 
@@ -166,8 +207,10 @@ def _verified(run: Run, emitted: onnx.ModelProto, plan: Plan) -> Verification:
     trim_memory()
     options = run.options
     feeds = run.feeds.for_verification()
-    found = verify(emitted, reference, feeds, options.run_options(), rtol=options.rtol, atol=options.atol)
-    run.offload.discard(reference, run.source.model)
+    try:
+        found = verify(emitted, reference, feeds, options.run_options(), rtol=options.rtol, atol=options.atol)
+    finally:
+        run.offload.discard(reference, run.source.model)
     found.raise_if_failed(run.source.label)
     return found
 

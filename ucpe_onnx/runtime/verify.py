@@ -77,9 +77,9 @@ class Verification:
         if not difference:
             difference = f"differs by {worst.error:.3g}, more than the bound {worst.bound:.3g},"
             advice += ", or raise --rtol/--atol if an error of that size is harmless"
+        found = f"output {check.name!r} {difference} on feed {check.feed}"
         raise VerificationError(
-            f"{where}: output {check.name!r} {difference} on feed {check.feed};"
-            f" the emitted model does not compute what the masked model computes: {advice}"
+            f"{where}: {found}; the emitted model does not compute what the masked model computes: {advice}", found
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Importance of a consumer's input channels, from its weights alone.
 
 A criterion sees the weights as a matrix, one row per channel (per slot, where a Flatten has spread a channel over
-several input positions), and returns one score per row; the rows with the lowest scores are pruned first.
+several input positions, or a head of attention goes as a whole), and returns one score per row; the rows with the
+lowest scores are pruned first. A row of several channels scores what one of them does in the mean: else wide slots
+would never go where all consumers are ranked together.
 """
 
 from __future__ import annotations
@@ -31,56 +33,62 @@ class Filters:
         weights: the weights that read each channel, shape (channels, C_out * kernel).
         gamma: scale of the BatchNormalization that last scaled each channel, shape (channels,), None if there is none.
         random: a generator seeded by the option ``--seed`` and the consumer's name.
+        widths: how many channels each row stands for, shape (channels,); or one number for all.
     """
 
     weights: FloatArray
     gamma: FloatArray | None
     random: np.random.Generator
+    widths: npt.NDArray[np.int64] | int = 1
 
 
 Criterion: TypeAlias = Callable[[Filters], FloatArray]
 
 
 def l1(filters: Filters) -> FloatArray:
-    """Sum of absolute weights, s_j = sum_i |w_ji|.
+    """Sum of absolute weights, s_j = sum_i |w_ji|; of several channels the mean.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017, section 3.1, applied to input channels.
     """
-    return np.asarray(np.abs(filters.weights).sum(axis=1, dtype=np.float64))
+    return np.asarray(np.abs(filters.weights).sum(axis=1, dtype=np.float64) / filters.widths)
 
 
 def l2(filters: Filters) -> FloatArray:
-    """Frobenius norm, s_j = sqrt(sum_i w_ji^2).
+    """Frobenius norm, s_j = sqrt(sum_i w_ji^2); of several channels the root of the mean of their squares.
 
     Source: the magnitude criterion of Wan et al., "UPSCALE: Unconstrained Channel Pruning", ICML 2023.
     """
     weights = filters.weights
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", weights, weights, dtype=np.float64, casting="unsafe")))
+    squares = np.einsum("ij,ij->i", weights, weights, dtype=np.float64, casting="unsafe")
+    return np.asarray(np.sqrt(squares / filters.widths))
 
 
 def lamp(filters: Filters) -> FloatArray:
     """Layer-adaptive magnitude, s_j = m_j / sum_{k: m_k >= m_j} m_k, with m the channels' L2 norms.
 
     The share that a channel has in what is left once all smaller ones are gone; the largest always scores 1, so that
-    one global threshold never empties a layer.
+    one global threshold never empties a layer. A row of n channels counts as n of its mean magnitude, of which the last
+    to go have the row's score.
 
     Source: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, equation (3), with
     channels for single weights and norms for squared weights as in the UPSCALE release.
     """
-    return lamp_scores(l2(filters))
+    return lamp_scores(l2(filters), filters.widths)
 
 
-def lamp_scores(magnitudes: FloatArray) -> FloatArray:
+def lamp_scores(magnitudes: FloatArray, widths: npt.NDArray[np.int64] | int = 1) -> FloatArray:
     """LAMP of given magnitudes, in their own order; equal magnitudes count as remaining in order of appearance.
 
     Args:
         magnitudes: non-negative, shape (channels,).
+        widths: how often each magnitude counts, shape (channels,); or one number for all.
 
     Returns:
         Scores in [0, 1], shape (channels,).
     """
     order = np.argsort(-magnitudes, kind="stable")
-    remaining = np.cumsum(magnitudes[order])
+    counts = np.broadcast_to(np.asarray(widths), magnitudes.shape)[order]
+    remaining = np.cumsum(counts * magnitudes[order]) - (counts - 1) * magnitudes[order]
     scores = np.empty(len(magnitudes), dtype=np.float64)
     scores[order] = np.divide(magnitudes[order], remaining, out=np.ones(len(magnitudes)), where=remaining > 0)
     return scores
@@ -88,6 +96,8 @@ def lamp_scores(magnitudes: FloatArray) -> FloatArray:
 
 def fpgm(filters: Filters) -> FloatArray:
     """Distance to all other channels, s_j = sum_k |w_j - w_k|_2: small where others can stand in.
+
+    For rows of several channels over the root of their number.
 
     Source: He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration",
     CVPR 2019, equation (4), applied to input channels.
@@ -99,7 +109,7 @@ def fpgm(filters: Filters) -> FloatArray:
         rows = slice(start, start + 1024)
         distances = squares[rows, None] + squares[None, :] - 2.0 * (weights[rows] @ weights.T)
         scores[rows] = np.sqrt(np.maximum(distances, 0.0)).sum(axis=1)
-    return scores
+    return np.asarray(scores / np.sqrt(filters.widths))
 
 
 def bn_scale(filters: Filters) -> FloatArray:
@@ -147,11 +157,13 @@ def score_consumers(trace: Trace, criterion: str, seed: int = 0) -> dict[str, Fl
             continue
         units, unit_of = np.unique(consumer.slots, return_inverse=True)
         weights = channel_matrix(trace, consumer)
+        widths = np.bincount(unit_of.reshape(-1))
         if len(units) < consumer.channels:
             order = np.argsort(unit_of, kind="stable")
-            weights = _merge_rows(weights[order], np.bincount(unit_of))
+            weights = _merge_rows(weights[order], widths)
         gamma = None if gammas is None else gammas.get((consumer.segment, name))
-        filters = Filters(weights, gamma, np.random.default_rng([seed, zlib.crc32(name.encode())]))
+        generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        filters = Filters(weights, gamma, generator, widths)
         scored = CRITERIA[criterion](filters)
         scores[name] = np.asarray(scored, dtype=np.float64)[unit_of.reshape(-1)]
     return scores
@@ -200,7 +212,10 @@ def _merge_rows(weights: FloatArray, counts: npt.NDArray[np.int64]) -> FloatArra
 
 
 def _gammas(trace: Trace) -> dict[tuple[int, str], FloatArray]:
-    """For each consumer the scale of each of its slots: of the nearest normalisation above, else of any on the slot."""
+    """For each consumer the scale of each of its slots: of the nearest normalisation above, else of any on the slot.
+
+    It is without a sign, and the mean of a slot's channels.
+    """
     graph = trace.graph
     by_class = np.full(trace.slots.count, np.nan)
     scale_of: dict[str, FloatArray] = {}
@@ -219,8 +234,9 @@ def _gammas(trace: Trace) -> dict[tuple[int, str], FloatArray]:
         classes = trace.slots.axes[consumer.use.tensor_axis]
         nearest = scale_of.get(consumer.use.node.inputs[0])
         gamma = nearest if nearest is not None and len(nearest) == consumer.channels else by_class[classes]
-        _, first = np.unique(consumer.slots, return_index=True)
-        per_unit = np.asarray(gamma, dtype=np.float64)[first]
+        _, unit_of = np.unique(consumer.slots, return_inverse=True)
+        total = np.bincount(unit_of.reshape(-1), weights=np.abs(gamma))
+        per_unit = total / np.bincount(unit_of.reshape(-1))
         if not np.isnan(per_unit).any():
             result[(consumer.segment, name)] = per_unit
     return result

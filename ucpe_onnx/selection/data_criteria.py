@@ -94,13 +94,13 @@ class RemovalCurve:
 def wanda(reads: ConsumerReads) -> FloatArray:
     """Weights times activations, s_j = |W_j|_F * sqrt(sum of x_j^2) over samples and positions.
 
-    A unit of several channels scores the root of the sum of their squares. Weaker: |W_j|_F.
+    A unit of several channels scores the root of the mean of their squares. Weaker: |W_j|_F.
 
     Source: Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024, equation (1),
     with the norm of all weights that read a channel for a single weight.
     """
     found = reads.statistics
-    return np.asarray(np.sqrt(reads.total(reads.squares * (1.0 if found is None else found.energy * found.values))))
+    return np.asarray(np.sqrt(reads.mean(reads.squares * (1.0 if found is None else found.energy * found.values))))
 
 
 def energy(reads: ConsumerReads) -> FloatArray:
@@ -116,12 +116,12 @@ def energy(reads: ConsumerReads) -> FloatArray:
 def variance(reads: ConsumerReads) -> FloatArray:
     """Variance of the output that a channel alone makes, s_j = var(x_j) * |W_j|_F^2; its mean can go into the bias.
 
-    Taps and the channels of a unit count as independent. Weaker: |W_j|_F^2.
+    Taps count as independent, and a unit of several channels scores their mean. Weaker: |W_j|_F^2.
 
     Source: the diagonal of the covariance in the loss of Hassibi and Stork (see :func:`reconstruction`): what dropping
     the channel costs if no other can stand in for it.
     """
-    return reads.total(reads.squares * (1.0 if reads.statistics is None else reads.statistics.variance))
+    return reads.mean(_variances(reads))
 
 
 def hrank(reads: ConsumerReads) -> FloatArray:
@@ -238,7 +238,13 @@ def _reads(trace: Trace, consumer: Consumer, statistics: Statistics, layers: Map
 
 
 def _norms(reads: ConsumerReads) -> FloatArray:
-    return np.asarray(np.sqrt(reads.total(reads.squares)))
+    """Root mean square over the channels of each unit."""
+    return np.asarray(np.sqrt(reads.mean(reads.squares)))
+
+
+def _variances(reads: ConsumerReads) -> FloatArray:
+    """Variance of the output that each channel alone makes, shape (C_in,)."""
+    return np.asarray(reads.squares * (1.0 if reads.statistics is None else reads.statistics.variance))
 
 
 def _removal(reads: ConsumerReads) -> tuple[list[int], FloatArray]:
@@ -251,7 +257,7 @@ def _removal(reads: ConsumerReads) -> tuple[list[int], FloatArray]:
 
 def _independent(reads: ConsumerReads) -> tuple[list[int], list[float], float]:
     """Removal with a diagonal G: what each unit costs stays as it is."""
-    costs = variance(reads)
+    costs = reads.total(_variances(reads))
     if not costs.any():  # all inputs are constant
         costs = reads.total(reads.squares)
     order = [int(unit) for unit in np.argsort(costs, kind="stable") if reads.prunable[unit]]

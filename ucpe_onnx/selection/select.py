@@ -25,7 +25,8 @@ class Selection:
     """How much to prune, and where.
 
     Attributes:
-        ratio: share of the prunable channels that go, in [0, 1).
+        ratio: share of the prunable channels that go, in [0, 1). Of channels that only go together (a head of
+            attention) each counts: a quarter of 12 heads is 3.
         scope: ``local``: that share of every consumer (or segment); ``global``: of all together, by one threshold.
         constrained: consumers of a slot keep it all or none (one mask per segment).
         ignore: patterns (``fnmatch``) of consumers that keep everything.
@@ -50,7 +51,8 @@ class Selection:
 def select_masks(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
     """Choose what every consumer keeps.
 
-    Of n prunable channels exactly ``int(ratio * n)`` go (local), lowest scores first, never all that a consumer has.
+    Of n prunable channels ``int(ratio * n)`` go (local), lowest scores first, never all that a consumer has; fewer
+    where the next to go are several that only go together.
 
     Args:
         trace: the analysed model.
@@ -67,14 +69,15 @@ def select_masks(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
 
 def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
     """Every consumer by itself; its units are slots, so that a flattened channel stays or goes as a whole."""
-    units: list[tuple[IntArray, float, FloatArray]] = []
+    units: list[_Units] = []
     names: list[str] = []
     for name, score in scores.items():
         if selection.ratio_of(name) > 0:
             consumer = trace.consumers[name]
-            slots, first = np.unique(consumer.slots[consumer.prunable], return_index=True)
+            slots, first, widths = np.unique(consumer.slots[consumer.prunable], return_index=True, return_counts=True)
             for stratum in _strata(trace.segments[consumer.segment], slots, selection.scope):
-                units.append((slots[stratum], selection.ratio_of(name), score[consumer.prunable][first][stratum]))
+                ranked = score[consumer.prunable][first][stratum]
+                units.append(_Units(slots[stratum], selection.ratio_of(name), ranked, widths[stratum]))
                 names.append(name)
     gone: dict[str, list[IntArray]] = {}
     for name, dropped in zip(names, _drop(units, selection), strict=True):
@@ -104,25 +107,55 @@ def _never_empty(consumer: Consumer, mask: Mask, score: FloatArray) -> Mask:
     return mask
 
 
-def _drop(units: list[tuple[IntArray, float, FloatArray]], selection: Selection) -> list[IntArray]:
-    """For each (slots, ratio, scores) the slots that go."""
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """What is ranked together with a threshold of its own, if the scope is local.
+
+    Attributes:
+        slots: the slots, shape (slots,).
+        ratio: the share of their channels that goes.
+        scores: their importance, by channel, shape (slots,).
+        widths: how many channels each stands for, shape (slots,).
+    """
+
+    slots: IntArray
+    ratio: float
+    scores: FloatArray
+    widths: FloatArray
+
+    @property
+    def channels(self) -> float:
+        """How many channels there are."""
+        return float(self.widths.sum())
+
+    def lowest(self, share: float) -> IntArray:
+        """Places of the lowest scores that make up no more than a share of the channels."""
+        relative = self.widths / self.widths.max(initial=1)  # ones, where they are equal: int(share * n) are meant
+        return _lowest(self.scores, relative, share * float(relative.sum()))
+
+
+def _lowest(scores: FloatArray, widths: FloatArray, channels: float) -> IntArray:
+    """Places of the lowest scores that make up no more than so many channels."""
+    order = np.argsort(scores, kind="stable")
+    return order[: int(np.count_nonzero(np.cumsum(widths[order]) <= channels))]
+
+
+def _drop(units: list[_Units], selection: Selection) -> list[IntArray]:
+    """For each of the units the slots that go."""
     most = 1.0 if selection.most is None else selection.most
-    orders = [np.argsort(score, kind="stable") for _, _, score in units]
     if selection.scope == "local":
-        ratios = (int(min(ratio, most) * len(slots)) for slots, ratio, _ in units)
-        return [slots[order[:count]] for (slots, _, _), order, count in zip(units, orders, ratios, strict=True)]
+        return [u.slots[u.lowest(min(u.ratio, most))] for u in units]
     if not units:
         return []
-    allowed = [np.zeros(len(order), dtype=bool) for order in orders]
-    for may, order in zip(allowed, orders, strict=True):
-        may[order[: int(most * len(order))]] = True
-    every = np.concatenate([score for _, _, score in units])
-    ranked = np.argsort(every, kind="stable")
-    ranked = ranked[np.concatenate(allowed)[ranked]]
-    gone = np.zeros(len(every), dtype=bool)
-    gone[ranked[: int(sum(ratio * len(slots) for slots, ratio, _ in units))]] = True
-    ends = np.cumsum([len(slots) for slots, _, _ in units])
-    return [slots[part] for (slots, _, _), part in zip(units, np.split(gone, ends[:-1]), strict=True)]
+    allowed = [u.lowest(most) for u in units]
+    owner = np.repeat(np.arange(len(units)), [len(places) for places in allowed])
+    slots, scores, widths = (
+        np.concatenate([getattr(u, name)[places] for u, places in zip(units, allowed, strict=True)])
+        for name in ("slots", "scores", "widths")
+    )
+    gone = np.zeros(len(slots), dtype=bool)
+    gone[_lowest(scores, widths, sum(u.ratio * u.channels for u in units))] = True
+    return [slots[gone & (owner == number)] for number in range(len(units))]
 
 
 def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
@@ -138,7 +171,8 @@ def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
             ratio = min((r for c in readers if (r := selection.ratio_of(c.name)) > 0), default=0.0)
             score = slot_scores(segment, readers, scores)
             for stratum in _strata(segment, free, selection.scope):
-                units.append((free[stratum], ratio, score[free[stratum]]))
+                members = free[stratum]
+                units.append(_Units(members, ratio, score[members], _mean_widths(segment, readers)[members]))
                 owners.append((segment, readers))
     chosen = {segment.id: (segment, readers, np.zeros(len(segment.classes), dtype=bool)) for segment, readers in owners}
     for (segment, _), gone in zip(owners, _drop(units, selection), strict=True):
@@ -149,6 +183,12 @@ def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
         for consumer in readers:
             masks[consumer.name] = _never_empty(consumer, ~dropped[consumer.slots], scores[consumer.name])
     return masks
+
+
+def _mean_widths(segment: Segment, readers: list[Consumer]) -> FloatArray:
+    """How many channels each slot stands for: the mean over the consumers that read it, shape (slots,)."""
+    counts = np.array([np.bincount(consumer.slots, minlength=len(segment.classes)) for consumer in readers])
+    return np.asarray(np.maximum(counts.sum(axis=0) / np.maximum((counts > 0).sum(axis=0), 1), 1.0))
 
 
 def _keep_one_per_group(segment: Segment, dropped: npt.NDArray[np.bool_], score: FloatArray) -> None:

@@ -10,10 +10,11 @@ from ucpe_onnx.report.sections.layouts import Layouts
 from ucpe_onnx.report.sections.runtime import Runtime
 from ucpe_onnx.report.sections.section import Section
 from ucpe_onnx.report.sections.sensitivity import Sensitivity
+from ucpe_onnx.report.sections.unverified import Unverified
 from ucpe_onnx.report.sections.warnings import Warnings
 
 ABOUT_LAYOUT: tuple[type[Section], ...] = (Layouts, Runtime)
-ABOUT_MASKS: tuple[type[Section], ...] = (Budget, Compensation, Sensitivity)
+ABOUT_MASKS: tuple[type[Section], ...] = (Unverified, Budget, Compensation, Sensitivity)
 
 SECTIONS: tuple[type[Section], ...] = (*ABOUT_LAYOUT, *ABOUT_MASKS, Warnings)
 
@@ -27,5 +28,6 @@ __all__ = [
     "Runtime",
     "Section",
     "Sensitivity",
+    "Unverified",
     "Warnings",
 ]
