@@ -14,9 +14,10 @@ from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
-from ucpe_onnx.planning.apply import Groups, Lowered, Solved, applied
+from ucpe_onnx.planning.apply import Groups, Solved, applied
 from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.lower import AUTO, LOWERING_RULES
+from ucpe_onnx.planning.lowered import Lowered
 from ucpe_onnx.planning.order import in_original_order, ordered
 from ucpe_onnx.planning.rates import Rates, default_rates
 from ucpe_onnx.planning.routes import Routes
@@ -106,7 +107,8 @@ class _Planner:
         self.deadline = deadline
         self.routes = Routes(trace)
         self.score = [self._score(segment, scores) for segment in trace.segments]
-        self.emitted = [self._emitted(s, settings.target, fill=settings.fill) for s in trace.segments]
+        fills = settings.fill and not LOWERING_RULES[settings.lowering].selects
+        self.emitted = [self._emitted(s, settings.target, fill=fills) for s in trace.segments]
         self.waiting = sum(self._is_open(segment) for segment in trace.segments)
         kept = {name: int(masks[name].sum()) if name in masks else c.channels for name, c in trace.consumers.items()}
         rates = settings.rates or default_rates(settings.target)
