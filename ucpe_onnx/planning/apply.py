@@ -9,7 +9,7 @@ import numpy as np
 
 from ucpe_onnx.analysis.layout import segment_layouts
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
-from ucpe_onnx.analysis.structure import Consumer, Trace
+from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
 from ucpe_onnx.lowerings import LOWERINGS, Lowering, Reads, whole
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import Plan, SegmentPlan
@@ -58,24 +58,15 @@ def applied(
     several = any(len(group) > 1 for group in solved.found.groups)
     apart = any(LOWERINGS[kind].reads == Reads.OWN for kind in kinds.values())
     blocks = _blocks(question, solved, several or apart)
-    order = tuple(slot for block in blocks for slot in block)
-    layouts = segment_layouts(routes.trace, segment, order)
-    lowered = {
-        name: _lowered(
-            routes,
-            routes.trace.consumers[name],
-            question.masks.get(name),
-            LOWERINGS[kind],
-            (blocks, layouts, target),
-        )
-        for name, kind in kinds.items()
-    }
-    lowered = reading_leftovers(routes.trace, segment, (order, layouts, target), lowered)
+    lowered = _all_lowered(routes, question, kinds, blocks, target)
+    read = _without_unread(routes.trace, segment, blocks, lowered)
+    if read != blocks:
+        blocks, lowered = read, _all_lowered(routes, question, kinds, read, target)
     if fill:  # what is read is kept: no zero weights are left
         lowered = {name: choice.with_everything_kept() for name, choice in lowered.items()}
     plan = SegmentPlan(
         id=segment.id,
-        order=order,
+        order=tuple(slot for block in blocks for slot in block),
         blocks=blocks,
         lowerings={name: choice.kind for name, choice in lowered.items()},
         objective=round(solved.found.objective, 3),
@@ -108,6 +99,48 @@ def _blocks(question: Question, solved: Solved, new: bool) -> Groups:
 def _take(slots: list[int], count: int) -> list[int]:
     taken, slots[:] = slots[:count], slots[count:]
     return taken
+
+
+def _all_lowered(
+    routes: Routes, question: Question, kinds: Mapping[str, str], blocks: Groups, target: Target
+) -> dict[str, Lowered]:
+    """What each consumer reads of the blocks."""
+    order = tuple(slot for block in blocks for slot in block)
+    layouts = segment_layouts(routes.trace, question.segment, order)
+    lowered = {
+        name: _lowered(
+            routes,
+            routes.trace.consumers[name],
+            question.masks.get(name),
+            LOWERINGS[kind],
+            (blocks, layouts, target),
+        )
+        for name, kind in kinds.items()
+    }
+    return reading_leftovers(routes.trace, question.segment, (order, layouts, target), lowered)
+
+
+def _without_unread(trace: Trace, segment: Segment, blocks: Groups, lowered: Mapping[str, Lowered]) -> Groups:
+    """The blocks without those of which every consumer reads others; of a group one channel stays, else nothing loads.
+
+    A group that nobody needs has got a width that runs well all the same.
+    """
+    reads = {name: LOWERINGS[choice.kind].reads for name, choice in lowered.items()}
+    if Reads.BLOCKS not in reads.values() or Reads.OWN in reads.values():
+        return blocks  # the one reads all that there is; what the other reads has no part in the blocks
+    read = segment.frozen.copy()
+    for name, choice in lowered.items():
+        read[trace.consumers[name].slots[choice.read]] = True
+    stay = {int(segment.group_of[slot]) for block in blocks for slot in block if read[slot]}
+    left: list[tuple[int, ...]] = []
+    for block in blocks:
+        group = int(segment.group_of[block[0]])
+        if read[list(block)].any():
+            left.append(block)
+        elif group not in stay:
+            stay.add(group)
+            left.append(block[:1])
+    return tuple(left)
 
 
 def _lowered(
