@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import onnx
 from onnx import numpy_helper
 
@@ -48,26 +47,3 @@ def repeated_selections(emitted: onnx.ModelProto, model: onnx.ModelProto) -> lis
         for node in selections(emitted, model)
     )
     return [key[0] for key, count in made.items() if count > 1]
-
-
-def needless_selections(emitted: onnx.ModelProto, model: onnx.ModelProto) -> list[str]:
-    """Selections that alone read channels of which nothing else wants the rest, so that only these might be made."""
-    traced, needless = trace(emitted), []
-    graph = traced.graph
-    for made in selections(emitted, model):
-        source = made.input[0]
-        axes = [axis for segment in traced.segments for axis in segment.axes if axis[0] == source]
-        alone = len(graph.readers[source]) == 1 and source not in graph.outputs and source not in graph.captured
-        kept = {axis: traced.slots.axes[axis] for axis in traced.slots.axes if axis[0] == made.output[0]}
-        for source_axis in axes if alone else ():
-            segment = next(s for s in traced.segments if source_axis in s.axes)
-            kept_classes = kept.get((made.output[0], source_axis[1]))
-            if kept_classes is None:
-                continue
-            dropped = segment.local(np.setdiff1d(traced.slots.axes[source_axis], kept_classes))
-            elsewhere = np.zeros(len(segment.classes), dtype=bool)
-            for name in segment.consumers:
-                elsewhere[traced.consumers[name].slots] = True
-            if (~elsewhere[dropped] & ~segment.frozen[dropped]).any():
-                needless.append(made.name)
-    return needless
