@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx.analysis.shared_weights import tied_consumers
+from ucpe_onnx.analysis.shared_weights import origin, tied_consumers
 from ucpe_onnx.analysis.slots import IntArray, components
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.selection.criteria import FloatArray
@@ -93,7 +94,7 @@ class TiedSegments:
 
 
 def tied_segments(trace: Trace, names: Iterable[str] | None = None) -> list[TiedSegments]:
-    """All segments of a model, with those that consumers of one weight tie.
+    """All segments of a model, with those tied that the nodes of one weight read, or make.
 
     Args:
         trace: the analysed model.
@@ -103,10 +104,10 @@ def tied_segments(trace: Trace, names: Iterable[str] | None = None) -> list[Tied
     starts = np.cumsum([0, *(len(segment.classes) for segment in trace.segments)])
     ends: list[tuple[IntArray, IntArray]] = [(np.zeros(0, dtype=np.int64),) * 2]
     over: list[tuple[int, int]] = []
-    for leader, *others in tied_consumers(trace, counted):
-        for other in others:
-            ends.append((starts[leader.segment] + leader.slots, starts[other.segment] + other.slots))
-            over.append((leader.segment, other.segment))
+    for (segment, slots), *others in _sharing(trace, counted):
+        for other, same in others:
+            ends.append((starts[segment] + slots, starts[other] + same))
+            over.append((segment, other))
     left, right = (np.concatenate(side) for side in zip(*ends, strict=True))
     slot = components(int(starts[-1]), left, right)
     pairs = np.array(over, dtype=np.int64).reshape(-1, 2)
@@ -119,6 +120,21 @@ def tied_segments(trace: Trace, names: Iterable[str] | None = None) -> list[Tied
         readers = (name for segment in segments for name in segment.consumers if name in counted)
         found.append(TiedSegments(segments, tuple(trace.consumers[name] for name in readers), places))
     return found
+
+
+def _sharing(trace: Trace, names: Iterable[str]) -> Iterator[list[tuple[int, IntArray]]]:
+    """For each axis of a weight the channels that it reads or makes: their segments, and their slots in these."""
+    for family in tied_consumers(trace, names):
+        yield [(consumer.segment, consumer.slots) for consumer in family]
+    segment_of = {axis: segment for segment in trace.segments for axis in segment.axes}
+    made: dict[tuple[str, int, int, int], list[tuple[int, IntArray]]] = defaultdict(list)
+    for use in trace.producers:
+        if use.tensor_axis in segment_of:
+            segment, classes = segment_of[use.tensor_axis], trace.slots.axes[use.tensor_axis]
+            source = origin(trace.graph, use.weight)
+            key = source.name, source.axes[use.weight_axis], use.groups, classes.size
+            made[key].append((segment.id, segment.local(classes)))
+    yield from made.values()
 
 
 def strata_of(segment: Segment, slots: IntArray, scope: str) -> list[IntArray]:
