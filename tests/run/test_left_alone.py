@@ -159,7 +159,7 @@ def test_what_a_refused_trial_has_put_into_files_is_removed(defect, monkeypatch)
     there: list[list[bool]] = []
     emitted: list[onnx.ModelProto] = []
 
-    def checked(model, where):
+    def checked(model, where, **options):
         there.append([os.path.exists(file) for each in emitted[:1] for file in files_of(each) - files_of(model)])
         emitted.append(model)
 

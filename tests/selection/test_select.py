@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.builders import Net
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.selection.select import Selection, matches, select_masks, slot_scores
+from ucpe_onnx.selection.select import Selection, matches, select_masks
+from ucpe_onnx.selection.tied import slot_scores
 
 
 def branches() -> Trace:

@@ -1,4 +1,7 @@
-"""A good choice quickly: always the step that costs least loss for what it saves. CP-SAT starts from it."""
+"""A good choice quickly: always the step that costs least loss for what it saves. CP-SAT starts from it.
+
+A step is for one consumer or segment, so those that a weight ties to others stay whole.
+"""
 
 from __future__ import annotations
 
@@ -76,11 +79,19 @@ class Greedy:
     def _steps(self, state: State) -> Iterator[tuple[float, float, State]]:
         """For each possible step its loss over what it saves, what it saves, and where it leads."""
         for choice in self.knapsack.choices:
+            if choice.segment in self._tied:
+                continue
             before = self._cost(state, choice)
             for new in self._moves(choice, state):
                 saved = before - self._cost(new, choice)
                 if saved > 0:
                     yield (self._loss(choice, new) - self._loss(choice, state) + _LEAST) / saved, saved, new
+
+    @cached_property
+    def _tied(self) -> frozenset[int]:
+        """The segments that have a consumer which reads by the weight of another."""
+        consumers = self.knapsack.trace.consumers
+        return frozenset(consumers[name].segment for family in self.knapsack.tied for name in family)
 
     @staticmethod
     def _moves(choice: SegmentChoices, state: State) -> Iterator[State]:

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
 from ortools.sat.python import cp_model
 
 from ucpe_onnx.analysis.layer_ops import channel_axis
+from ucpe_onnx.analysis.shared_weights import tied_consumers
 from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Segment, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
@@ -103,6 +105,12 @@ class Knapsack:
         return self.prices.rest({choice.segment for choice in self.choices})
 
     @cached_property
+    def tied(self) -> Sequence[tuple[str, ...]]:
+        """Names of the consumers that read by one weight, if several do and one of them has a choice."""
+        families = (tuple(consumer.name for consumer in family) for family in tied_consumers(self.trace))
+        return [names for names in families if len(names) > 1 and any(name in self.readings for name in names)]
+
+    @cached_property
     def readings(self) -> Mapping[str, tuple[Reading, ...]]:
         """The ways of every consumer."""
         return {name: ways for choice in self.choices for name, ways in choice.readings.items()}
@@ -186,6 +194,10 @@ class _Model:
             self._add_segment(choice, costs, losses)
         for use, name, axis in self.knapsack.layers:
             self._add_layer(use, name, axis, costs)
+
+        # Constraint: consumers that read by one weight keep the same.
+        for family in self.knapsack.tied:
+            self._tie(family)
 
         # Constraint: the cost, relative to that of choosing everything whole.
         whole = self._fixed + self._whole
@@ -273,6 +285,18 @@ class _Model:
                 price = knapsack.prices.selection(consumer, emitted, way.kept)
                 if price:
                     costs.append((variable, price))
+
+    def _tie(self, family: Sequence[str]) -> None:
+        """Whatever one consumer of a weight keeps, all others keep; one without choices keeps everything."""
+        by_mask: dict[str, dict[bytes, list[cp_model.IntVar]]] = {name: defaultdict(list) for name in family}
+        for name in family:
+            for variable, way in self._ways.get(name, ()):
+                by_mask[name][way.mask.tobytes()].append(variable)
+        everything = np.ones(self.knapsack.trace.consumers[family[0]].channels, dtype=bool).tobytes()
+        for mask in dict.fromkeys(mask for found in by_mask.values() for mask in found):
+            first, *others = (sum(found[mask]) if found else int(mask == everything) for found in by_mask.values())
+            for other in others:
+                self.model.add(first == other)
 
     def _add_layer(self, use: WeightUse, name: str | None, axis: AxisKey | None, costs: Priced) -> None:
         """Price a layer, by what it reads and makes as far as there is a choice."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx
 
 from ucpe_onnx.activations.layers import Layer, find_layers
 from ucpe_onnx.activations.statistics import Statistics
+from ucpe_onnx.analysis.shared_weights import tied_consumers
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.compensation.alone import compensate_alone
 from ucpe_onnx.compensation.error import output_errors
@@ -65,14 +67,29 @@ class Losses:
     _known: dict[str, RemovalCurve] = field(default_factory=dict, repr=False)
 
     def curve(self, name: str, first: Mask | None = None) -> RemovalCurve:
-        """What dropping more and more channels of a consumer costs, after some that are to go first."""
+        """What dropping more and more channels of a consumer costs, after some that are to go first.
+
+        Consumers that read by one weight lose channels in the order of the first, so that they can keep the same.
+        """
         if first is None and name in self._known:
             return self._known[name]
-        curve = removal_curve(self.trace, name, self.statistics, self.layers, first)
+        leader = self._leaders.get(name, name)
+        curve = removal_curve(self.trace, leader, self.statistics, self.layers, first)
         priced = RemovalCurve(curve.order, curve.losses * self.weights[name])
         if first is None:
             self._known[name] = priced
         return priced
+
+    @cached_property
+    def _leaders(self) -> dict[str, str]:
+        """For consumers that read by the weight of one before them, and may lose the same channels, that one's name."""
+        families = tied_consumers(self.trace, self.weights)
+        return {
+            other.name: first.name
+            for first, *others in families
+            for other in others
+            if np.array_equal(first.prunable, other.prunable)
+        }
 
 
 def measure_losses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from ucpe_onnx.analysis.counts import factors_of, holds_weights
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import LAYER_OPS
+from ucpe_onnx.analysis.shared_weights import origin
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
@@ -57,7 +59,7 @@ class Work:
     def layer(self, use: WeightUse, read: int, made: int) -> float:
         """In proportion to both; a bias is not the layer's, but goes with the channels that it is added to."""
         consumer, maker = self.trace.consumers.get(use.node.name), self._makers.get(use.node.index)
-        cost = float(self._elements(use.weight) if self.parameters else self._operations(use.node))
+        cost = self._share_of(use) if self.parameters else float(self._operations(use.node))
         if consumer is not None:
             cost *= read / max(consumer.channels, 1)
         return cost if maker is None else cost * made / max(self.trace.slots.axes[maker.tensor_axis].size, 1)
@@ -73,9 +75,9 @@ class Work:
     def rest(self, chosen: Collection[int]) -> float:
         """What the model costs, less what is accounted for."""
         graph = self.trace.graph
-        uses = {**self._makers, **{c.use.node.index: c.use for c in self.trace.consumers.values()}}
+        uses = self._uses
         if self.parameters:
-            known = math.fsum(self._elements(use.weight) for use in uses.values())
+            known = math.fsum(self._share_of(use) for use in uses.values())
             stored = (math.prod(t.dims) for t in all_tensors(graph.model) if holds_weights(t))
             total = float(sum(stored))
         else:
@@ -83,6 +85,29 @@ class Work:
             total = math.fsum(self._operations(node) for node in graph.nodes)
         segments = (self.trace.segments[number] for number in chosen)
         return total - known - math.fsum(cost for segment in segments for cost, _ in self._shares(segment))
+
+    @cached_property
+    def _uses(self) -> dict[int, WeightUse]:
+        """Every layer by the index of its node."""
+        return {**self._makers, **{c.use.node.index: c.use for c in self.trace.consumers.values()}}
+
+    def _share_of(self, use: WeightUse) -> float:
+        """A layer's part of its weight's elements: if several layers read it, they are there once."""
+        return self._elements(use.weight) / self._readers[origin(self.trace.graph, use.weight).name]
+
+    @cached_property
+    def _readers(self) -> Counter[str]:
+        """How many layers there are for each weight."""
+        return Counter(origin(self.trace.graph, use.weight).name for use in self._uses.values())
+
+    @cached_property
+    def _held_by(self) -> Counter[str]:
+        """How many segments have channels that a constant has entries for."""
+        graph, found = self.trace.graph, Counter[str]()
+        for segment in self.trace.segments:
+            parameters = (axis[0] for axis in segment.axes if isinstance(axis[0], tuple))
+            found.update({graph.nodes[node].inputs[place] for node, place in parameters})
+        return found
 
     @cached_property
     def _makers(self) -> dict[int, WeightUse]:
@@ -115,7 +140,7 @@ class Work:
                 name = self.trace.graph.nodes[node].inputs[place]
                 if name not in weights:
                     weights.add(name)
-                    yield float(self._elements(name)), self._slots(segment, axis)
+                    yield self._elements(name) / self._held_by[name], self._slots(segment, axis)
 
     def _slots(self, segment: Segment, axis: AxisKey) -> IntArray:
         return segment.local(self.trace.slots.axes[axis])

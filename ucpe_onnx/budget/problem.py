@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ucpe_onnx.analysis.layer_ops import BLOCKED
 from ucpe_onnx.analysis.structure import Consumer, Segment
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.budget.choices import ChoiceLimits, choices_for
@@ -107,7 +108,7 @@ class Problem:
         return int(np.ceil(_sixteenth(segment) / rounded)) * rounded if len(segment.classes) >= 2 * rounded else 1
 
     def _reading(self, consumer: Consumer) -> int:
-        rounded = consumer.use.node.op_type == "Conv" and (self.target.blocked or self.target.aligned)
+        rounded = consumer.use.node.op_type in BLOCKED and (self.target.blocked or self.target.aligned)
         return self.target.read_multiple if rounded else 1
 
 

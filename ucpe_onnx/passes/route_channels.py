@@ -125,7 +125,10 @@ class _Routing:
             if tensor in self.views.split and None in self.views.parts[tensor]:
                 segment = self.views.split[tensor]
                 names = [self.names[tensor, block] for block in self.views.blocks_of(tensor, segment)]
-                self._join(tensor, segment, names, tensor)
+                if len(names) == 1:
+                    self.names[tensor, None] = names[0]
+                else:
+                    self._join(tensor, segment, names, tensor)
             self._select(tensor)
 
     def _select(self, tensor: str) -> None:

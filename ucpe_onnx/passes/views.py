@@ -267,7 +267,12 @@ class Views:
         """Whether a tensor can be made block by block, and joined from these."""
         blocks = self.blocks_of(tensor, segment)
         axis = self.restrictions.channel_axis(tensor, segment)
-        if axis is None or len(blocks) < 2 or not all(self._makes(node, tensor, block) for block in blocks):
+        graph = self.emission.trace.graph
+        renamed = tensor not in graph.outputs and tensor not in graph.captured
+        fewest = (
+            1 if renamed and self.restrictions.cuts(node, tensor, segment) else 2
+        )  # what is cut off is there already
+        if axis is None or len(blocks) < fewest or not all(self._makes(node, tensor, block) for block in blocks):
             return False
         joined = np.concatenate([self.positions(block, axis) for block in blocks])
         return np.array_equal(joined, self.emission.layout(axis))

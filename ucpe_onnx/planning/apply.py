@@ -7,47 +7,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ucpe_onnx.analysis.layer_ops import BLOCKED
 from ucpe_onnx.analysis.layout import segment_layouts
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
-from ucpe_onnx.analysis.structure import Consumer, Trace
-from ucpe_onnx.lowerings import LOWERINGS, Lowering, Reads, selection, whole
+from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
+from ucpe_onnx.lowerings import LOWERINGS, Lowering, Reads, whole
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import Plan, SegmentPlan
+from ucpe_onnx.planning.leftovers import reading_leftovers
+from ucpe_onnx.planning.lowered import Lowered, selected
 from ucpe_onnx.planning.routes import Routes
 from ucpe_onnx.planning.segment_problem import Question, SegmentProblem
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.solve.blocks import BlockSolution
 
 Groups = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A decision for one consumer.
-
-    Attributes:
-        kind: one of :data:`ucpe_onnx.lowerings.LOWERINGS`.
-        read: original channels that it reads, in emitted order.
-    """
-
-    kind: str
-    read: IntArray
-
-    @classmethod
-    def whole(cls, layout: IntArray, keep: Mask) -> Lowered:
-        """A consumer reads a tensor as it is."""
-        return cls(whole(everything_kept=bool(keep[layout].all())).name, layout)
-
-    @classmethod
-    def untouched(cls, channels: int) -> Lowered:
-        """A consumer reads and keeps a tensor from which nothing is removed."""
-        return cls.whole(np.arange(channels, dtype=np.int64), np.ones(channels, dtype=bool))
-
-    def with_everything_kept(self) -> Lowered:
-        """The same where all is kept that is read."""
-        reads_all = LOWERINGS[self.kind].reads == Reads.WHOLE
-        return replace(self, kind=whole(everything_kept=True).name) if reads_all else self
 
 
 @dataclass(frozen=True)
@@ -85,23 +58,15 @@ def applied(
     several = any(len(group) > 1 for group in solved.found.groups)
     apart = any(LOWERINGS[kind].reads == Reads.OWN for kind in kinds.values())
     blocks = _blocks(question, solved, several or apart)
-    order = tuple(slot for block in blocks for slot in block)
-    layouts = segment_layouts(routes.trace, segment, order)
-    lowered = {
-        name: _lowered(
-            routes,
-            routes.trace.consumers[name],
-            question.masks.get(name),
-            LOWERINGS[kind],
-            (blocks, layouts, target),
-        )
-        for name, kind in kinds.items()
-    }
+    lowered = _all_lowered(routes, question, kinds, blocks, target)
+    read = _without_unread(routes.trace, segment, blocks, lowered)
+    if read != blocks:
+        blocks, lowered = read, _all_lowered(routes, question, kinds, read, target)
     if fill:  # what is read is kept: no zero weights are left
         lowered = {name: choice.with_everything_kept() for name, choice in lowered.items()}
     plan = SegmentPlan(
         id=segment.id,
-        order=order,
+        order=tuple(slot for block in blocks for slot in block),
         blocks=blocks,
         lowerings={name: choice.kind for name, choice in lowered.items()},
         objective=round(solved.found.objective, 3),
@@ -136,6 +101,48 @@ def _take(slots: list[int], count: int) -> list[int]:
     return taken
 
 
+def _all_lowered(
+    routes: Routes, question: Question, kinds: Mapping[str, str], blocks: Groups, target: Target
+) -> dict[str, Lowered]:
+    """What each consumer reads of the blocks."""
+    order = tuple(slot for block in blocks for slot in block)
+    layouts = segment_layouts(routes.trace, question.segment, order)
+    lowered = {
+        name: _lowered(
+            routes,
+            routes.trace.consumers[name],
+            question.masks.get(name),
+            LOWERINGS[kind],
+            (blocks, layouts, target),
+        )
+        for name, kind in kinds.items()
+    }
+    return reading_leftovers(routes.trace, question.segment, (order, layouts, target), lowered)
+
+
+def _without_unread(trace: Trace, segment: Segment, blocks: Groups, lowered: Mapping[str, Lowered]) -> Groups:
+    """The blocks without those of which every consumer reads others; of a group one channel stays, else nothing loads.
+
+    A group that nobody needs has got a width that runs well all the same.
+    """
+    reads = {name: LOWERINGS[choice.kind].reads for name, choice in lowered.items()}
+    if Reads.BLOCKS not in reads.values() or Reads.OWN in reads.values():
+        return blocks  # the one reads all that there is; what the other reads has no part in the blocks
+    read = segment.frozen.copy()
+    for name, choice in lowered.items():
+        read[trace.consumers[name].slots[choice.read]] = True
+    stay = {int(segment.group_of[slot]) for block in blocks for slot in block if read[slot]}
+    left: list[tuple[int, ...]] = []
+    for block in blocks:
+        group = int(segment.group_of[block[0]])
+        if read[list(block)].any():
+            left.append(block)
+        elif group not in stay:
+            stay.add(group)
+            left.append(block[:1])
+    return tuple(left)
+
+
 def _lowered(
     routes: Routes,
     consumer: Consumer,
@@ -152,22 +159,6 @@ def _lowered(
     if single or lowering.reads == Reads.WHOLE:
         return Lowered.whole(layout, keep)
     return Lowered(lowering.name, routes.read(consumer, lowering, (blocks, layout), keep))
-
-
-def selected(consumer: Consumer, layout: IntArray, keep: Mask, target: Target) -> Lowered:
-    """The kept channels, filled up to a width that runs well; a slice where they are contiguous."""
-    places = np.flatnonzero(keep[layout])
-    width = places.size
-    if consumer.use.node.op_type in BLOCKED:
-        width = target.width(width, layout.size, target.read_multiple)
-    if width == layout.size:
-        return Lowered.whole(layout, keep)
-    if places[-1] - places[0] + 1 == places.size:
-        start = min(int(places[0]), layout.size - width)
-        return Lowered(selection(contiguous=True).name, layout[start : start + width])
-    spare = np.setdiff1d(np.arange(layout.size), places, assume_unique=True)
-    places = np.sort(np.concatenate([places, spare[: width - places.size]]))
-    return Lowered(selection(contiguous=False).name, layout[places])
 
 
 def in_input_layout(trace: Trace, plan: Plan) -> Plan:

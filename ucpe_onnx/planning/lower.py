@@ -32,6 +32,11 @@ class LoweringRule:
         return cls(frozenset({lowering.kind}), lowering.split, lowering.contiguous)
 
     @property
+    def selects(self) -> bool:
+        """Whether consumers read selections alone, and so make no use of channels that are there anyway."""
+        return self.kinds <= {x.kind for x in LOWERINGS.values() if x.reads == Reads.SELECTION}
+
+    @property
     def undivided(self) -> LoweringRule:
         """The same without what needs blocks, producers of a consumer's own, or an order of the channels."""
         kinds = {x.kind for x in LOWERINGS.values() if x.reads in (Reads.WHOLE, Reads.SELECTION)}

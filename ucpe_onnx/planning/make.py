@@ -14,9 +14,10 @@ from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.plan import ConsumerPlan, Plan, SegmentPlan
-from ucpe_onnx.planning.apply import Groups, Lowered, Solved, applied
+from ucpe_onnx.planning.apply import Groups, Solved, applied
 from ucpe_onnx.planning.cost import Costs
 from ucpe_onnx.planning.lower import AUTO, LOWERING_RULES
+from ucpe_onnx.planning.lowered import Lowered
 from ucpe_onnx.planning.order import in_original_order, ordered
 from ucpe_onnx.planning.rates import Rates, default_rates
 from ucpe_onnx.planning.rounding import Rounding, pooled_axes
@@ -25,7 +26,7 @@ from ucpe_onnx.planning.segment_problem import ProblemMaker, Question
 from ucpe_onnx.planning.widths import emitted_slots, needed_slots
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.criteria import FloatArray
-from ucpe_onnx.selection.select import slot_scores
+from ucpe_onnx.selection.tied import tied_segments
 from ucpe_onnx.solve.blocks import solve_blocks
 from ucpe_onnx.version import __version__
 
@@ -106,8 +107,14 @@ class _Planner:
         self.settings = settings
         self.deadline = deadline
         self.routes = Routes(trace)
-        self.score = [self._score(segment, scores) for segment in trace.segments]
-        self.emitted = [self._emitted(s, settings.target, fill=settings.fill) for s in trace.segments]
+        self.score: dict[int, FloatArray | None] = {}
+        self.tied: set[int] = set()
+        for tied in tied_segments(trace):
+            numbers = [segment.id for segment in tied.segments]
+            self.score.update(tied.score_by_segment(scores))
+            self.tied.update(numbers if len(numbers) > 1 else ())
+        fills = settings.fill and not LOWERING_RULES[settings.lowering].selects
+        self.emitted = [self._emitted(s, settings.target, fill=fills) for s in trace.segments]
         self.waiting = sum(self._is_open(segment) for segment in trace.segments)
         kept = {name: int(masks[name].sum()) if name in masks else c.channels for name, c in trace.consumers.items()}
         rates = settings.rates or default_rates(settings.target)
@@ -160,6 +167,7 @@ class _Planner:
         if (
             not (self.settings.lowering == AUTO and target.blocked and target.selections_leave)
             or len(segment.groups) == 1
+            or segment.id in self.tied
         ):
             return None
         exact = replace(target, minimum=1, read_multiple=1, joined_multiple=1)
@@ -197,6 +205,8 @@ class _Planner:
         emitted, target = self.emitted[segment.id], self.settings.target
         if not target.blocked or len(segment.groups) > 1 or emitted.sum() > target.minimum:
             return emitted
+        if segment.id in self.tied:  # a weight that several read is one only if all of them read the same
+            return emitted
         lean = self._emitted(segment, replace(target, minimum=1), fill=False)
         if lean.sum() == emitted.sum():
             return emitted
@@ -207,10 +217,6 @@ class _Planner:
 
     def _is_open(self, segment: Segment) -> bool:
         return any(name in self.masks for name in segment.consumers)
-
-    def _score(self, segment: Segment, scores: Mapping[str, FloatArray]) -> FloatArray | None:
-        scored = [self.trace.consumers[name] for name in segment.consumers if name in scores]
-        return slot_scores(segment, scored, scores) if scored else None
 
     def _emitted(self, segment: Segment, target: Target, *, fill: bool) -> npt.NDArray[np.bool_]:
         if not self._is_open(segment):

@@ -340,11 +340,17 @@ class ProblemMaker:
         """Whether a consumer may take a lowering here, and might gain from it."""
         if lowering.reads in (Reads.SELECTION, Reads.OWN) and mask is None:
             return False
+        if lowering.reads == Reads.SELECTION and not self._leaves_needed(reader, mask):
+            return False
         if lowering.reads == Reads.OWN and (len(self.segment.consumers) == 1 or self.segment.partitions):
             return False  # there is nobody to part from, or the parts of what is left would get unequal
         if lowering.split and not (self._splits and self.routes.direct(reader)):
             return False
         return self.routes.unmet(reader, lowering) is None
+
+    def _leaves_needed(self, reader: Consumer, mask: Mask | None) -> bool:
+        """Whether a consumer drops channels that must be there for others; what only fills a width up it can read."""
+        return mask is not None and bool(self.question.needed[reader.slots[~mask]].any())
 
 
 _MOST_GROUPS = 128

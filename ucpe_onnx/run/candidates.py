@@ -29,6 +29,7 @@ from ucpe_onnx.run.tuning import Tuner, TuningStep
 from ucpe_onnx.selection.criteria import FloatArray, score_consumers
 from ucpe_onnx.selection.data_criteria import DATA_CRITERIA, score_with_data
 from ucpe_onnx.selection.select import Selection, select_masks
+from ucpe_onnx.selection.tied import tied_scores
 
 COPYING = tuple(name for name, lowering in LOWERINGS.items() if lowering.reads == Reads.SELECTION)
 """Lowerings for all consumers of which the better has to be beaten, and so have zero weights for all.
@@ -186,13 +187,14 @@ def _read_by(run: Run, model: onnx.ModelProto, traced: Trace) -> Statistics:
 
 
 def _scores(run: Run) -> dict[str, FloatArray]:
+    """Importance of channels, equal for all consumers of a weight."""
     options = run.options
     if options.criterion in DATA_CRITERIA:
         statistics = run.statistics
         with run.stages("score"):
-            return score_with_data(run.traced, options.criterion, statistics)
+            return tied_scores(run.traced, score_with_data(run.traced, options.criterion, statistics))
     with run.stages("score"):
-        return score_consumers(run.traced, options.criterion, options.seed)
+        return tied_scores(run.traced, score_consumers(run.traced, options.criterion, options.seed))
 
 
 def _given_plan(run: Run, plan: str | os.PathLike[str] | Plan) -> Plan:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
-import numpy.typing as npt
 
+from ucpe_onnx.analysis.shared_weights import tied_consumers
 from ucpe_onnx.analysis.slots import IntArray
-from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
+from ucpe_onnx.analysis.trace import Consumer, Trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.selection.criteria import FloatArray
+from ucpe_onnx.selection.tied import TiedSegments, strata_of, tied_scores, tied_segments
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -62,43 +63,44 @@ def select_masks(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
     Returns:
         A mask for every consumer that loses a channel.
     """
-    choose = _constrained if selection.constrained else _unconstrained
-    masks = choose(trace, scores, selection)
+    scores = tied_scores(trace, scores)
+    masks = (_constrained if selection.constrained else _unconstrained)(trace, scores, selection)
     return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
 def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
-    """Every consumer by itself; its units are slots, so that a flattened channel stays or goes as a whole."""
+    """Every consumer by itself, or with those of the same weight.
+
+    Its units are slots, so that a flattened channel stays or goes as a whole.
+    """
     units: list[_Units] = []
-    names: list[str] = []
-    for name, score in scores.items():
-        if selection.ratio_of(name) > 0:
-            consumer = trace.consumers[name]
-            slots, first, widths = np.unique(consumer.slots[consumer.prunable], return_index=True, return_counts=True)
-            for stratum in _strata(trace.segments[consumer.segment], slots, selection.scope):
-                ranked = score[consumer.prunable][first][stratum]
-                units.append(_Units(slots[stratum], selection.ratio_of(name), ranked, widths[stratum]))
-                names.append(name)
+    owners: list[tuple[Consumer, ...]] = []
+    for family in tied_consumers(trace, scores):
+        leader, ratio = family[0], min(selection.ratio_of(consumer.name) for consumer in family)
+        prunable = _prunable(family)
+        if ratio > 0:
+            slots, first, widths = np.unique(leader.slots[prunable], return_index=True, return_counts=True)
+            for stratum in strata_of(trace.segments[leader.segment], slots, selection.scope):
+                ranked = scores[leader.name][prunable][first][stratum]
+                units.append(_Units(slots[stratum], ratio, ranked, widths[stratum]))
+                owners.append(family)
     gone: dict[str, list[IntArray]] = {}
-    for name, dropped in zip(names, _drop(units, selection), strict=True):
-        gone.setdefault(name, []).append(dropped)
+    families = {family[0].name: family for family in owners}
+    for family, dropped in zip(owners, _drop(units, selection), strict=True):
+        gone.setdefault(family[0].name, []).append(dropped)
     masks = {}
     for name, parts in gone.items():
-        consumer = trace.consumers[name]
-        keep = ~np.isin(consumer.slots, np.concatenate(parts)) | ~consumer.prunable
-        masks[name] = _never_empty(consumer, keep, scores[name])
+        leader = trace.consumers[name]
+        keep = ~np.isin(leader.slots, np.concatenate(parts)) | ~_prunable(families[name])
+        mask = _never_empty(leader, keep, scores[name])
+        masks.update({consumer.name: mask for consumer in families[name]})
     return masks
 
 
-def _strata(segment: Segment, slots: IntArray, scope: str) -> list[IntArray]:
-    """Places among the slots that are ranked together.
-
-    The groups of a convolution must keep equally many channels: with each ranked by itself, none has to be filled up.
-    """
-    if not segment.partitions or scope != "local":
-        return [np.arange(slots.size)]
-    group = segment.group_of[slots]
-    return [np.flatnonzero(group == g) for g in np.unique(group)]
+def _prunable(family: tuple[Consumer, ...]) -> Mask:
+    """The channels that may go for all consumers of a weight, shape (C_in,)."""
+    together: Mask = np.logical_and.reduce([consumer.prunable for consumer in family])
+    return together
 
 
 def _never_empty(consumer: Consumer, mask: Mask, score: FloatArray) -> Mask:
@@ -159,58 +161,27 @@ def _drop(units: list[_Units], selection: Selection) -> list[IntArray]:
 
 
 def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
-    """One mask per segment, by the consumers' mean score of each slot."""
+    """One mask per segment, or for the segments that a weight ties, by the consumers' mean score of each slot."""
     units = []
-    owners: list[tuple[Segment, list[Consumer]]] = []
-    for segment in trace.segments:
-        readers = [trace.consumers[name] for name in segment.consumers if name in scores]
-        free = np.flatnonzero(~segment.frozen)
-        held = [c.slots for c in readers if selection.ratio_of(c.name) == 0]
-        free = free[~np.isin(free, np.concatenate(held))] if held else free
-        if readers and free.size:
-            ratio = min((r for c in readers if (r := selection.ratio_of(c.name)) > 0), default=0.0)
-            score = slot_scores(segment, readers, scores)
-            for stratum in _strata(segment, free, selection.scope):
-                members = free[stratum]
-                units.append(_Units(members, ratio, score[members], _mean_widths(segment, readers)[members]))
-                owners.append((segment, readers))
-    chosen = {segment.id: (segment, readers, np.zeros(len(segment.classes), dtype=bool)) for segment, readers in owners}
-    for (segment, _), gone in zip(owners, _drop(units, selection), strict=True):
-        chosen[segment.id][2][gone] = True
+    owners: list[TiedSegments] = []
+    for tied in tied_segments(trace, scores):
+        free = ~tied.any(segment.frozen for segment in tied.segments)
+        ratios = [selection.ratio_of(consumer.name) for consumer in tied.readers]
+        for consumer, ratio in zip(tied.readers, ratios, strict=True):
+            if ratio == 0:
+                free[tied.slots_of(consumer)] = False
+        ratio = min((ratio for ratio in ratios if ratio > 0), default=0.0)
+        if tied.readers and free.any():
+            score, widths = tied.score(scores), tied.widths()
+            for stratum in tied.strata(np.flatnonzero(free), selection.scope):
+                units.append(_Units(stratum, ratio, score[stratum], widths[stratum]))
+                owners.append(tied)
+    gone = {tied.segments[0].id: (tied, np.zeros(tied.count, dtype=bool)) for tied in owners}
+    for tied, slots in zip(owners, _drop(units, selection), strict=True):
+        gone[tied.segments[0].id][1][slots] = True
     masks: dict[str, Mask] = {}
-    for segment, readers, dropped in chosen.values():
-        _keep_one_per_group(segment, dropped, slot_scores(segment, readers, scores))
-        for consumer in readers:
-            masks[consumer.name] = _never_empty(consumer, ~dropped[consumer.slots], scores[consumer.name])
+    for tied, dropped in gone.values():
+        tied.keep_one_per_group(dropped, tied.score(scores))
+        for consumer in tied.readers:
+            masks[consumer.name] = _never_empty(consumer, ~dropped[tied.slots_of(consumer)], scores[consumer.name])
     return masks
-
-
-def _mean_widths(segment: Segment, readers: list[Consumer]) -> FloatArray:
-    """How many channels each slot stands for: the mean over the consumers that read it, shape (slots,)."""
-    counts = np.array([np.bincount(consumer.slots, minlength=len(segment.classes)) for consumer in readers])
-    return np.asarray(np.maximum(counts.sum(axis=0) / np.maximum((counts > 0).sum(axis=0), 1), 1.0))
-
-
-def _keep_one_per_group(segment: Segment, dropped: npt.NDArray[np.bool_], score: FloatArray) -> None:
-    for group in segment.groups:
-        members = np.asarray(group)
-        if dropped[members].all():
-            dropped[members[np.argmax(score[members])]] = False
-
-
-def slot_scores(segment: Segment, readers: list[Consumer], scores: Mapping[str, FloatArray]) -> FloatArray:
-    """Importance of each slot of a segment: the mean over its readers of their scores, each scaled to mean 1.
-
-    Scaling makes readers with few large weights and readers with many small ones count alike.
-
-    Returns:
-        Shape (slots,); 0 for a slot that no reader scored.
-    """
-    total, count = np.zeros(len(segment.classes)), np.zeros(len(segment.classes))
-    for consumer in readers:
-        score = scores[consumer.name]
-        finite = score[np.isfinite(score)]
-        scale = float(finite.mean()) if finite.size and finite.mean() > 0 else 1.0
-        np.add.at(total, consumer.slots, np.minimum(score / scale, 1e30))
-        np.add.at(count, consumer.slots, 1.0)
-    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
