@@ -148,7 +148,7 @@ def _wanted(trace: Trace, segment: Segment, target: Target) -> Iterator[tuple[Ax
     whole: list[tuple[AxisKey, int, float]] = []
     grouped: list[tuple[AxisKey, int, float]] = []
     plain = False
-    for node in trace.graph.nodes:
+    for node in _nodes_at(trace, segment):
         if node.op_type in FUSING and axes.intersection(((node.inputs[0], 1), (node.outputs[0], 1))):
             groups = int(node.attributes.get("group", 1))
             if groups == 1:
@@ -185,6 +185,16 @@ def width_multiple(trace: Trace, segment: Segment, target: Target) -> int:
 def pooled_axes(trace: Trace, segment: Segment, pools: frozenset[str] = LOCAL_POOLS) -> Iterator[AxisKey]:
     """The axes of a segment's channels that pools read."""
     axes = set(segment.axes)
-    for node in trace.graph.nodes:
+    for node in _nodes_at(trace, segment):
         if node.op_type in pools and (node.inputs[0], 1) in axes:
             yield node.inputs[0], 1
+
+
+def _nodes_at(trace: Trace, segment: Segment) -> list[Node]:
+    """The nodes that read or make a tensor of a segment, in graph order: what has to be looked at for it, and no more."""
+    graph, found = trace.graph, {}
+    for tensor in dict.fromkeys(tensor for tensor, _ in segment.axes if isinstance(tensor, str)):
+        for node in (graph.makers.get(tensor), *(reader for reader, _ in graph.readers.get(tensor, ()))):
+            if node is not None:
+                found[node.index] = node
+    return [found[index] for index in sorted(found)]
