@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -56,10 +57,10 @@ def laid_out(trace: Trace, segment: Segment, emitted: IntArray) -> dict[AxisKey,
     layouts: dict[AxisKey, IntArray] = {}
     for axis in segment.axes:  # in graph order: sources come before targets
         local = segment.local(trace.slots.axes[axis])
-        free = _by_group(segment, axis, local, rank)
+        free = partial(_by_group, segment, axis, local, rank)
         links = [link for link in by_target.get(axis, ()) if not link.free]
         if not links:
-            layouts[axis] = free
+            layouts[axis] = free()
             continue
         candidates = _followed(links, layouts, local.size, free)
         first = candidates[0]
@@ -82,7 +83,9 @@ def _by_group(segment: Segment, axis: AxisKey, local: IntArray, rank: IntArray) 
     return at[np.lexsort((at, rank[local][at], first[piece][at], parts[at]))]
 
 
-def _followed(links: list[Link], layouts: Mapping[AxisKey, IntArray], size: int, free: IntArray) -> list[IntArray]:
+def _followed(
+    links: list[Link], layouts: Mapping[AxisKey, IntArray], size: int, free: Callable[[], IntArray]
+) -> list[IntArray]:
     """The layouts that the links give: one per link that covers the axis, one for all that cover a part of it."""
     whole: list[tuple[Link, IntArray]] = []
     parts: list[tuple[Link, IntArray]] = []
@@ -113,13 +116,16 @@ def _through(link: Link, source: IntArray) -> IntArray:
     return layout[np.sort(first)]  # several source positions may make one of the target
 
 
-def _joined(parts: list[tuple[Link, IntArray]], size: int, free: IntArray) -> IntArray:
+def _joined(parts: list[tuple[Link, IntArray]], size: int, free: Callable[[], IntArray]) -> IntArray:
     """Parts one after the other; positions that no link covers (padding) stay between them."""
     piece = np.full(size, -1, dtype=np.int64)
     for index, (link, _) in enumerate(parts):
         piece[link.target_positions] = index
     layouts = [layout for _, layout in parts]
-    bare = free[piece[free] < 0]
+    bare = np.empty(0, dtype=np.int64)
+    if (piece < 0).any():
+        own = free()
+        bare = own[piece[own] < 0]
     if not bare.size:
         starts = [
             int(link.target_positions.min(initial=size)) for link, _ in parts if link.target_positions is not None

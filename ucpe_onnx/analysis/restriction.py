@@ -32,6 +32,8 @@ class Restrictions:
 
     trace: Trace
     _known: dict[tuple[int, int], bool] = field(default_factory=dict)
+    _joins: dict[tuple[int, int], bool] = field(default_factory=dict)
+    _sources: dict[AxisKey, dict[AxisKey, list[Link]]] = field(default_factory=dict)
 
     @cached_property
     def segment_of(self) -> dict[AxisKey, int]:
@@ -56,7 +58,15 @@ class Restrictions:
 
     def joins(self, node: Node, segment: int) -> bool:
         """Whether the node does nothing but put the channels of its inputs one after the other."""
-        out = self.channel_axis(node.outputs[0], segment) if node.op_type == "Concat" else None
+        if node.op_type != "Concat":
+            return False
+        key = (node.index, segment)
+        if key not in self._joins:  # every operand asks this of the Concat that reads it
+            self._joins[key] = self._decide_join(node, segment)
+        return self._joins[key]
+
+    def _decide_join(self, node: Node, segment: int) -> bool:
+        out = self.channel_axis(node.outputs[0], segment)
         if out is None:
             return False
         rank = len(self.trace.graph.shape(node.outputs[0]) or ())
@@ -111,8 +121,14 @@ class Restrictions:
         return axes
 
     @cached_property
-    def _producers(self) -> dict[AxisKey, WeightUse]:
+    def producers(self) -> dict[AxisKey, WeightUse]:
+        """The layers that make channels, by the axis of what they make."""
         return {use.tensor_axis: use for use in self.trace.producers}
+
+    @cached_property
+    def made(self) -> frozenset[str]:
+        """The tensors that producers make."""
+        return frozenset(str(tensor) for tensor, _ in self.producers)
 
     @cached_property
     def _partitioned(self) -> set[AxisKey]:
@@ -121,6 +137,15 @@ class Restrictions:
     def _links(self, axis: AxisKey) -> list[Link]:
         return self.trace.segments[self.segment_of[axis]].links.get(axis, [])
 
+    def _links_from(self, axis: AxisKey) -> dict[AxisKey, list[Link]]:
+        """The links of an axis by where they come from: a Concat has as many as operands, which all ask for theirs."""
+        if axis not in self._sources:
+            by_source: dict[AxisKey, list[Link]] = {}
+            for link in self._links(axis):
+                by_source.setdefault(link.source, []).append(link)
+            self._sources[axis] = by_source
+        return self._sources[axis]
+
     def _decide(self, node: Node, segment: Segment) -> bool:
         outputs = [name for name in node.outputs if name]
         axis = self.channel_axis(outputs[0], segment.id) if len(outputs) == 1 else None
@@ -128,7 +153,7 @@ class Restrictions:
             return False
         if segment.frozen[segment.local(self.trace.slots.axes[axis])].any() or axis in self._partitioned:
             return False
-        made = self._producers.get(axis)
+        made = self.producers.get(axis)
         if made is not None and made.groups > 1:
             return False
         sources = [self._source(node, index, axis, segment) for index in range(len(node.inputs))]
@@ -161,7 +186,7 @@ class Restrictions:
         """True if all channels of the source are those of the output, one by one."""
         if source in self._partitioned:
             return None
-        links = [link for link in self._links(out) if link.source == source]
+        links = self._links_from(out).get(source)
         return True if links and all(link.source_positions is None and not link.free for link in links) else None
 
 

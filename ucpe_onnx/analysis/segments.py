@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -115,12 +116,18 @@ def _cuts(tracer: Tracer, slots: Slots) -> Iterator[tuple[AxisKey, IntArray]]:
             continue
         for axis, positions in ((link.source, link.source_positions), (link.target, link.target_positions)):
             if positions is not None:
-                linked = np.zeros(slots.axes[axis].size, dtype=bool)
-                linked[positions] = True
-                yield axis, np.flatnonzero(np.diff(linked)) + 1
+                yield axis, _ends(positions, slots.axes[axis].size)
     for partition in tracer.partitions:
         size = slots.axes[partition.axis].size
         yield partition.axis, np.arange(1, partition.parts) * (size // partition.parts)
+
+
+def _ends(positions: IntArray, size: int) -> IntArray:
+    """Where runs of positions begin and end within an axis of so many, in work that doesn't grow with the axis."""
+    held = np.unique(positions)
+    gaps = np.flatnonzero(np.diff(held) > 1)
+    ends = np.concatenate([held[:1], held[gaps] + 1, held[gaps + 1], held[-1:] + 1])
+    return np.unique(ends[(ends > 0) & (ends < size)])
 
 
 def _cut_parts(tracer: Tracer, slots: Slots) -> dict[AxisKey, IntArray]:
@@ -146,12 +153,17 @@ def _piece_signatures(tracer: Tracer, slots: Slots) -> IntArray:
     """A number per slot class that differs where some operator cuts an axis between two classes.
 
     Each part of a cut axis (operand of a Concat; what lies before, in and behind the range of a Slice) adds its own
-    random 62-bit number to its classes, so that equal sums mean, but for a chance of 2**-62, equal sets of parts.
+    random 62-bit number to its classes, so that equal sums mean, but for a chance of 2**-62, equal sets of parts. All
+    cuts of an axis are made at once: one by one, every operand of a Concat would go through all that is joined.
     """
     random = np.random.default_rng(0)
     signature = np.zeros(slots.count, dtype=np.int64)
+    cuts_of: dict[AxisKey, list[IntArray]] = defaultdict(list)
     for axis, cuts in _cuts(tracer, slots):
-        for part in np.split(slots.axes[axis], cuts) if cuts.size else ():
+        if cuts.size:
+            cuts_of[axis].append(cuts)
+    for axis, several in cuts_of.items():
+        for part in np.split(slots.axes[axis], np.unique(np.concatenate(several))):
             signature[np.unique(part)] += random.integers(1, 2**62)
     return signature
 
@@ -168,7 +180,8 @@ def _segment(
     label = label.reshape(-1)
     order = {int(k): i for i, k in enumerate(dict.fromkeys(label.tolist()))}
     group_of = np.array([order[int(k)] for k in label], dtype=np.int64)
-    groups = tuple(tuple(np.flatnonzero(group_of == g).tolist()) for g in range(len(order)))
+    ends = np.cumsum(np.bincount(group_of, minlength=len(order)))[:-1]
+    groups = tuple(tuple(group.tolist()) for group in np.split(np.argsort(group_of, kind="stable"), ends))
     return Segment(
         id=number,
         axes=tuple(_in_link_order(axes, links)),

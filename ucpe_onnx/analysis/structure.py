@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,3 +105,11 @@ class Trace:
     producers: tuple[WeightUse, ...]
     rewrites: Mapping[int, Rewrite]
     stopped: tuple[str, ...] = ()
+
+    @cached_property
+    def made_by(self) -> Mapping[str, tuple[WeightUse, ...]]:
+        """The producers by the names of their nodes."""
+        found: dict[str, list[WeightUse]] = defaultdict(list)
+        for use in self.producers:
+            found[use.node.name].append(use)
+        return {name: tuple(uses) for name, uses in found.items()}

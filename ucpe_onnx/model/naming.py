@@ -50,5 +50,6 @@ def tensor_names(graph: onnx.GraphProto) -> set[str]:
         names |= {*node.input, *node.output}
         for attribute in node.attribute:
             bodies = (attribute.g,) if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-            names = names.union(*map(tensor_names, bodies))
+            for body in bodies:
+                names |= tensor_names(body)
     return names

@@ -131,6 +131,13 @@ class Costs:
         """A change of layout, of a tensor that lies in the blocked one; else none."""
         return float(self.rates.reorder_us(written)) if self.blocked(tensor) else 0.0
 
+    def reorders_us(self, tensor: str, axis: int, channels: IntArray) -> FloatArray:
+        """A change of layout, by the number of channels of the tensor."""
+        if not self.blocked(tensor):
+            return np.zeros(channels.shape)
+        us = _floats(self.rates.reorder_us(_floats(channels * self.bytes(tensor, axis))))
+        return np.broadcast_to(us, channels.shape)
+
     def _node_us(self, use: WeightUse, cin: IntArray, cout: IntArray, data: str, out: str) -> FloatArray:
         node = use.node
         if node.op_type in CONVOLUTIONS:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import BLOCKED
 from ucpe_onnx.analysis.layout import covers_target
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
@@ -148,15 +149,26 @@ def width_multiple(trace: Trace, segment: Segment, target: Target) -> int:
 def pooled_axes(trace: Trace, segment: Segment, pools: frozenset[str] = LOCAL_POOLS) -> Iterator[AxisKey]:
     """The axes of a segment's channels that pools read."""
     axes = set(segment.axes)
-    for node in trace.graph.nodes:
+    for node in nodes_at(trace, segment):
         if node.op_type in pools and (node.inputs[0], 1) in axes:
             yield node.inputs[0], 1
+
+
+def nodes_at(trace: Trace, segment: Segment) -> list[Node]:
+    """The nodes that read or make a tensor of a segment, in graph order: all that has to be looked at for it."""
+    graph, found = trace.graph, {}
+    for tensor in dict.fromkeys(tensor for tensor, _ in segment.axes if isinstance(tensor, str)):
+        for node in (graph.makers.get(tensor), *(reader for reader, _ in graph.readers.get(tensor, ()))):
+            if node is not None:
+                found[node.index] = node
+    return [found[index] for index in sorted(found)]
 
 
 def _read_axes(trace: Trace, segment: Segment) -> Iterator[tuple[AxisKey, bool]]:
     """The axes that layers and pools read or make, and whether a convolution or a pool does."""
     axes = set(segment.axes)
-    for use in (*(consumer.use for consumer in trace.consumers.values()), *trace.producers):
+    reading = [trace.consumers[name].use for name in segment.consumers]
+    for use in (*reading, *(use for name in segment.producers for use in trace.made_by.get(name, ()))):
         if use.tensor_axis in axes:
             yield use.tensor_axis, use.node.op_type in BLOCKED
     for axis in pooled_axes(trace, segment, _POOLS):

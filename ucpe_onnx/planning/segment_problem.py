@@ -82,6 +82,7 @@ class ProblemMaker:
     routes: Routes
     question: Question
     _chains: dict[str, tuple[Node, ...]] = field(default_factory=dict)
+    _plain: dict[AxisKey, bool] = field(default_factory=dict)
 
     def make(self) -> SegmentProblem:
         """The problem."""
@@ -169,9 +170,11 @@ class ProblemMaker:
     def _made(self) -> list[Table]:
         """For each group what it costs to make so many of its channels, and to bring them to where readers part."""
         costs, trace = self.costs, self.costs.trace
-        us = np.zeros((len(self.segment.groups), self._widths.size))
+        longest = max(map(len, self.segment.groups))  # no group is wider, nor is what a reader takes of one on average
+        widths = self._widths[: -(-longest // self._step)]
+        us = np.zeros((len(self.segment.groups), widths.size))
         private = {node.index for name in self.segment.consumers for node in self._chain(trace.consumers[name])}
-        producers = {use.tensor_axis: use for use in trace.producers}
+        producers = self.routes.restrictions.producers
         for axis in self.segment.axes:
             tensor = axis[0]
             maker = trace.graph.makers.get(tensor) if isinstance(tensor, str) else None
@@ -181,12 +184,12 @@ class ProblemMaker:
             if len(groups) > _MOST_GROUPS:
                 continue
             if axis in producers:
-                cost = costs.makes_us(producers[axis], self._widths)
+                cost = costs.makes_us(producers[axis], widths)
             else:
-                cost = costs.carries_us(maker, axis, self._widths)
+                cost = costs.carries_us(maker, axis, widths)
             us[groups] += cost
             if any(self._joins_plainly(reader) for reader, _ in trace.graph.readers[str(tensor)]):
-                us[groups] += self._reorders_us(str(tensor), axis[1])
+                us[groups] += costs.reorders_us(str(tensor), axis[1], widths)
         return [self._table(row) for row in us]
 
     def _joins_plainly(self, node: Node) -> bool:
@@ -196,13 +199,11 @@ class ProblemMaker:
 
     def _is_plain(self, axis: AxisKey) -> bool:
         """Whether a tensor that a Concat made is out of the blocked layout."""
-        groups = self.segment.group_of[self.segment.local(self.costs.trace.slots.axes[axis])]
-        return bool(self.question.uneven.intersection(groups.tolist())) and self._is_joined(str(axis[0]))
-
-    def _reorders_us(self, tensor: str, axis: int) -> FloatArray:
-        """A change of layout, by the number of slots."""
-        each = self.costs.bytes(tensor, axis)
-        return np.array([self.costs.reorder_us(tensor, float(width * each)) for width in self._widths])
+        if axis not in self._plain:
+            groups = self.segment.group_of[self.segment.local(self.costs.trace.slots.axes[axis])]
+            uneven = not self.question.uneven.isdisjoint(groups.tolist())
+            self._plain[axis] = uneven and self._is_joined(str(axis[0]))
+        return self._plain[axis]
 
     def _chain(self, reader: Consumer) -> tuple[Node, ...]:
         """The operators in front of a consumer that work for it alone, last one first."""
@@ -212,8 +213,7 @@ class ProblemMaker:
 
     def _private(self, tensor: str) -> Iterator[Node]:
         graph, known = self.costs.trace.graph, self.routes.restrictions
-        made = {str(use.tensor_axis[0]) for use in self.costs.trace.producers}
-        while len(graph.readers[tensor]) == 1 and tensor not in graph.captured and tensor not in made:
+        while len(graph.readers[tensor]) == 1 and tensor not in graph.captured and tensor not in known.made:
             node = graph.makers.get(tensor)
             if node is None or known.joins(node, self.segment.id):
                 return
@@ -281,7 +281,9 @@ class ProblemMaker:
         before = self._table(self._carried(chain[len(behind) :]))
         table = Table(selected.step, selected.us + before.us)
         if self._is_plain(axis):
-            table = Table(table.step, table.us + np.concatenate([[0.0], self._reorders_us(name, axis[1])]))
+            table = Table(
+                table.step, table.us + np.concatenate([[0.0], costs.reorders_us(name, axis[1], self._widths)])
+            )
         each = costs.bytes(name, axis[1])
         reorder = costs.reorder_us(name, each * kept)
         select_us = self._copied(reader, each * kept, kept) + reorder + selected(width)

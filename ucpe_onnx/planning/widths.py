@@ -13,7 +13,7 @@ from ucpe_onnx.analysis.layer_ops import FUSING, LAYER_OPS
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Segment, Trace
 from ucpe_onnx.masks import Mask
-from ucpe_onnx.planning.rounding import Rounding
+from ucpe_onnx.planning.rounding import Rounding, nodes_at
 from ucpe_onnx.runtime.target import Target
 from ucpe_onnx.selection.criteria import FloatArray
 
@@ -149,7 +149,7 @@ def _wanted(trace: Trace, segment: Segment, target: Target) -> Iterator[tuple[Ax
     whole: list[tuple[AxisKey, int, float]] = []
     grouped: list[tuple[AxisKey, int, float]] = []
     plain = False
-    for node in trace.graph.nodes:
+    for node in nodes_at(trace, segment):
         if node.op_type in FUSING and axes.intersection(((node.inputs[0], 1), (node.outputs[0], 1))):
             groups = int(node.attributes.get("group", 1))
             if groups == 1:

@@ -34,26 +34,34 @@ def evaluate(problem: BlockProblem, solution: BlockSolution) -> float:
     if len(groups) != len(problem.groups) or len(choices) != len(problem.readers):
         raise ValueError("the solution is one of another problem: its groups or its readers are not as many")
     served = {index for index, choice in enumerate(choices) if choice.kind not in APART}
+    members: list[list[int]] = [[] for _ in groups]
+    for member, slots in enumerate(problem.classes):
+        members[slots.group].append(member)
     for index, blocks in enumerate(groups):
-        _check_group(problem, index, blocks, served)
+        _check_group(problem, index, blocks, served, members[index])
     for index, choice in enumerate(choices):
         _check_choice(problem, index, choice, groups)
     made = [_made_us(problem, index, blocks) for index, blocks in enumerate(groups)]
     read = [_read_us(problem, index, choice, groups) for index, choice in enumerate(choices)]
-    joined = [_tensor_us(problem, index, groups, choices) for index in range(len(problem.tensors))]
+    readers: list[list[int]] = [[] for _ in problem.tensors]
+    for index, reader in enumerate(problem.readers):
+        readers[reader.tensor].append(index)
+    joined = [_tensor_us(problem, index, groups, choices, readers[index]) for index in range(len(problem.tensors))]
     return math.fsum(made + read + joined)
 
 
-def _check_group(problem: BlockProblem, index: int, blocks: Sequence[Block], served: set[int]) -> None:
+def _check_group(
+    problem: BlockProblem, index: int, blocks: Sequence[Block], served: set[int], members: Sequence[int]
+) -> None:
     group = problem.groups[index]
     if len(blocks) > (problem.max_blocks if group.splittable else 1):
         raise ValueError(f"group {index} is split into {len(blocks)} blocks, which is too many")
     if any(block.spare < 0 for block in blocks) or sum(block.spare for block in blocks) > group.spare:
         raise ValueError(f"group {index} emits more spare channels than it has")
-    available = group.spare + sum(slots.count for slots in problem.classes if slots.group == index)
+    available = group.spare + sum(problem.classes[member].count for member in members)
     if len(blocks) == 1 and blocks[0].width % problem.width_multiple and blocks[0].width < available:
         raise ValueError(f"group {index}: its block of {blocks[0].width} channels is not filled up")
-    required = {m for m, slots in enumerate(problem.classes) if slots.fixed or slots.readers & served}
+    required = {m for m in members if problem.classes[m].fixed or problem.classes[m].readers & served}
     emitted: dict[int, int] = {}
     for block in blocks:
         if any(count < 1 or problem.classes[member].group != index for member, count in block.channels):
@@ -66,9 +74,9 @@ def _check_group(problem: BlockProblem, index: int, blocks: Sequence[Block], ser
             raise ValueError(f"group {index}: a block of {block.width} channels among others")
         for member, count in block.channels:
             emitted[member] = emitted.get(member, 0) + count
-    for member, slots in enumerate(problem.classes):
-        count = emitted.get(member, 0)
-        if slots.group == index and (count > slots.count or (member in required and count < slots.count)):
+    for member in members:
+        slots, count = problem.classes[member], emitted.get(member, 0)
+        if count > slots.count or (member in required and count < slots.count):
             raise ValueError(f"class {member}: {count} of {slots.count} channels are emitted")
 
 
@@ -102,10 +110,14 @@ def _read_us(problem: BlockProblem, index: int, choice: Choice, groups: Sequence
 
 
 def _tensor_us(
-    problem: BlockProblem, index: int, groups: Sequence[Sequence[Block]], choices: Sequence[Choice]
+    problem: BlockProblem,
+    index: int,
+    groups: Sequence[Sequence[Block]],
+    choices: Sequence[Choice],
+    readers: Sequence[int],
 ) -> float:
     tensor = problem.tensors[index]
-    kinds = {choice.kind for choice, reader in zip(choices, problem.readers, strict=True) if reader.tensor == index}
+    kinds = {choices[reader].kind for reader in readers}
     cost = tensor.reorder_us if kinds & REORDERED else 0.0
     blocks = [block for group in tensor.groups for block in groups[group]]
     if len(blocks) > 1 and (tensor.whole or kinds & WHOLE):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from ucpe_onnx.solve.blocks.problem import (
 )
 
 FloatArray = npt.NDArray[np.float64]
+
+_REMEMBERED = 1_000_000
+"""Blocks of priced tensors that are kept in mind: some hundred megabytes at most."""
 
 Part = dict[int, int]
 """Channels of a block before it is filled up, by class."""
@@ -56,6 +60,7 @@ class BlockPrices:
 
     problem: BlockProblem
     _weights: dict[int, float] = field(default_factory=dict, repr=False)
+    _tensors: dict[tuple[Any, ...], tuple[float, list[str]]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def masks(self) -> list[int]:
@@ -107,10 +112,15 @@ class BlockPrices:
     @cached_property
     def readers_of(self) -> list[list[int]]:
         """For each tensor its readers."""
-        return [
-            [index for index, reader in enumerate(self.problem.readers) if reader.tensor == tensor]
-            for tensor in range(len(self.problem.tensors))
-        ]
+        found: list[list[int]] = [[] for _ in self.problem.tensors]
+        for index, reader in enumerate(self.problem.readers):
+            found[reader.tensor].append(index)
+        return found
+
+    @cached_property
+    def _reading(self) -> list[int]:
+        """For each tensor its readers as a bit mask."""
+        return [sum(1 << reader for reader in readers) for readers in self.readers_of]
 
     @cached_property
     def kept(self) -> list[list[int]]:
@@ -156,12 +166,9 @@ class BlockPrices:
         """Channels of a block that is so many units wide: less if it is all that there is."""
         return min(units * self.problem.width_multiple, self.totals[group])
 
-    def required(self, duplicated: int) -> list[bool]:
-        """Which classes have to be emitted if some readers are duplicated."""
-        return [
-            slots.fixed or bool(mask & ~duplicated)
-            for slots, mask in zip(self.problem.classes, self.masks, strict=True)
-        ]
+    def requires(self, member: int, duplicated: int) -> bool:
+        """Whether a class has to be emitted if some readers are duplicated."""
+        return self.problem.classes[member].fixed or bool(self.masks[member] & ~duplicated)
 
     def price(self, pieces: Sequence[Sequence[Piece]], duplicated: int = 0) -> Priced:
         """Cost of a layout with the best kind for each reader.
@@ -176,13 +183,31 @@ class BlockPrices:
                 us += made[self.units(piece.width)]
             us += group.block_us * max(0, len(blocks) - 1)
         kinds = [""] * len(self.problem.readers)
-        for index, tensor in enumerate(self.problem.tensors):
-            blocks = [piece for group in tensor.groups for piece in pieces[group]]
-            us += self._price_tensor(index, blocks, duplicated, kinds)
+        for index, readers in enumerate(self.readers_of):
+            tensor_us, chosen = self._tensor(index, pieces, duplicated)
+            us += tensor_us
+            for reader, kind in zip(readers, chosen, strict=True):
+                kinds[reader] = kind
         return Priced(us, tuple(kinds))
 
-    def _price_tensor(self, index: int, blocks: Sequence[Piece], duplicated: int, kinds: list[str]) -> float:
-        """Cost of a tensor and its readers, whose kinds are filled in.
+    def _tensor(self, index: int, pieces: Sequence[Sequence[Piece]], duplicated: int) -> tuple[float, list[str]]:
+        """Cost of a tensor and its readers, and the best kinds of these.
+
+        It depends on widths and on which of the tensor's own readers need a block. Layouts that differ for others only,
+        as most do where many tensors share a trunk's channels, have it in common.
+        """
+        reading = self._reading[index]
+        blocks = [piece for group in self.problem.tensors[index].groups for piece in pieces[group]]
+        key = (index, duplicated & reading, *((piece.mask & reading, piece.width) for piece in blocks))
+        known = self._tensors.get(key)
+        if known is None:
+            if len(self._tensors) * len(key) > _REMEMBERED:
+                self._tensors.clear()
+            known = self._tensors[key] = self._price_tensor(index, blocks, duplicated)
+        return known
+
+    def _price_tensor(self, index: int, blocks: Sequence[Piece], duplicated: int) -> tuple[float, list[str]]:
+        """Cost of a tensor and its readers, with the best kinds of these.
 
         What makes the tensor whole and a reorder are shared: each of the three cases is settled reader by reader.
         """
@@ -209,9 +234,7 @@ class BlockPrices:
                 picks.append(kind)
             if us < best:
                 best, chosen = us, picks
-        for reader, kind in zip(readers, chosen, strict=True):
-            kinds[reader] = kind
-        return best
+        return best, chosen
 
     def apart(self, reader: int) -> dict[str, float]:
         """What each kind costs a reader whose channels need not be there."""
@@ -270,9 +293,12 @@ class Partition:
     def blocks(self, group: int) -> tuple[Block, ...]:
         """The blocks, filled up with spare channels first, then with those of classes that nobody requires."""
         problem = self.prices.problem
-        required = self.prices.required(self.duplicated)
         spare = problem.groups[group].spare
-        free = {member: problem.classes[member].count for member in self.prices.members[group] if not required[member]}
+        free = {
+            member: problem.classes[member].count
+            for member in self.prices.members[group]
+            if not self.prices.requires(member, self.duplicated)
+        }
         blocks = []
         for part, width in zip(self.parts, self.widths, strict=True):
             missing = width - sum(part.values())

@@ -166,13 +166,12 @@ def _layout(model: BlockModel, solver: Any) -> Layout:
 
 
 def _partition(model: BlockModel, solver: Any, group: int, duplicated: int) -> Partition:
-    required = model.prices.required(duplicated)
     parts, widths = [], []
     for place, served in enumerate(model.families[group]):
         held: Part = {}
         for member, inside in model.channels[group].items():
             count = solver.value(inside[place])
-            if required[member] and count:
+            if count and model.prices.requires(member, duplicated):
                 held[member] = count
         for slot in model.slots[group]:
             if slot.type == served and held:

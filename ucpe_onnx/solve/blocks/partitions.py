@@ -56,8 +56,8 @@ def partitions(
 
 
 def _required(prices: BlockPrices, group: int, duplicated: int) -> Part:
-    required = prices.required(duplicated)
-    return {member: prices.problem.classes[member].count for member in prices.members[group] if required[member]}
+    members = (member for member in prices.members[group] if prices.requires(member, duplicated))
+    return {member: prices.problem.classes[member].count for member in members}
 
 
 def _merged(

@@ -62,10 +62,12 @@ def _able(prices: BlockPrices) -> list[int]:
 def _duplicating(layout: Layout, reader: int) -> Layout:
     """A layout without what only one more reader keeps."""
     prices, duplicated = layout.prices, layout.duplicated | reader
-    required = prices.required(duplicated)
     groups = []
     for index, group in enumerate(layout.groups):
-        parts = [{member: count for member, count in part.items() if required[member]} for part in group.parts]
+        parts = [
+            {member: count for member, count in part.items() if prices.requires(member, duplicated)}
+            for part in group.parts
+        ]
         groups.append(fitted(prices, index, duplicated, parts, prices.problem.width_multiple))
     return Layout(prices, duplicated, tuple(groups))
 
@@ -176,13 +178,19 @@ def improved(start: Layout, late: Late) -> Layout:
             left -= 1
             if left < 0 or late():
                 break
-            layout = min((best.replaced(group, new) for new in _fittings(best, group, parts)), key=_us)
+            new = [fitting for fitting in _fittings(best, group, parts) if not _same(fitting, best.groups[group])]
+            layout = min((best.replaced(group, fitting) for fitting in new), key=_us, default=best)
             if _better(layout, best):
                 best, idle = layout, 0
                 break
         if idle:
             group = (group + 1) % count
     return best
+
+
+def _same(a: Partition, b: Partition) -> bool:
+    """Whether two partitions hold the same, so that neither is better: a price is a sum over all groups."""
+    return a.widths == b.widths and a.parts == b.parts
 
 
 def _fittings(layout: Layout, group: int, parts: Sequence[Part]) -> Iterator[Partition]:
