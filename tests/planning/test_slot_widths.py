@@ -160,10 +160,10 @@ def test_axes_of_several_groups_are_filled_up_in_channels() -> None:
     twice = net.op("Concat", joined, joined, axis=1)
     model = net.output(net.conv(twice, 8, name="c")).model()
     traced = trace(model)
-    masks = {"c": traced.consumers["c"].slots % 24 < 18}
+    masks = {"c": traced.consumers["c"].slots % 24 < 17}
     exact = replace(TARGETS["avx512"], joined_multiple=1, read_multiple=8, minimum=1)
     plan = make_plan(traced, masks, Settings(target=exact, lowering="union"))
-    assert len(plan.consumers["c"].read) == 72, "36 slots are 72 channels, a multiple of 8 as they are"
+    assert len(plan.consumers["c"].read) == 72, "34 slots are 68 channels: two more make a multiple of 8"
     Masked(model, masks).check(emit(model, traced, plan))
 
 
@@ -178,7 +178,7 @@ def test_parts_of_units_stay_equally_wide(kept: list[bool], each: int) -> None:
     model = net.output(net.conv(y, 16, groups=4, name="last")).model()
     made, read = widths(emitted(model, np.array(kept), TARGETS["avx512"]))
     most = max(sum(kept[start : start + 6]) for start in range(0, 24, 6))
-    assert made == 4 * read and most * each <= read <= 6 * each
+    assert made == 4 * read and read == (max(most * each, 16) if 6 * each >= 16 else most * each)
 
 
 @pytest.mark.parametrize("each, step, width", [(64, 3, 1), (8, 3, 2), (3, 4, 16)])

@@ -143,7 +143,7 @@ def test_what_was_left_alone_is_told(defect) -> None:
     print_summary(result.report, Console(file=stream, width=500, markup=False))
     text = stream.getvalue()
     assert f"left alone: segment {entry['segment']}, made by c2, read by c3: output" in text
-    assert "please report it" in text
+    assert "please report it" in text and "or were left alone" in text
     page = render_html(result.report, result.plan)
     assert "<h2>Left alone</h2>" in page and "made by c2, read by c3" in page
 

@@ -73,10 +73,8 @@ def _print_checks(report: Report, console: Console) -> None:
     if drawn := report.verification.seeded:
         console.print(f"{plural(drawn, 'random operator')} without a seed got one for the comparison")
     if report.asked is not None and report.asked > 1 - report.kept + 0.01:
-        console.print(
-            f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went;"
-            " the others cost nothing by staying"
-        )
+        why = "cost nothing by staying" + (" or were left alone" if report.left_alone else "")
+        console.print(f"{report.asked:.0%} of the channels were to go, {1 - report.kept:.0%} went; the others {why}")
     for section in (*ABOUT_MASKS, *reversed(ABOUT_LAYOUT)):
         found = report.section(section)
         for line in () if found is None else found.lines(report):
