@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from ucpe_onnx.analysis.quantised import zero_value
 from ucpe_onnx.analysis.slots import IntArray
-from ucpe_onnx.model.naming import fresh_name, tensor_names
+from ucpe_onnx.passes.copies import Copies
 from ucpe_onnx.passes.infra import PassResult
 from ucpe_onnx.passes.views import Views
 from ucpe_onnx.passes.weights import Edit, by_group
@@ -43,7 +43,7 @@ class PruneWeights:
         declarations: dict[str, list[onnx.ValueInfoProto]] = defaultdict(list)
         for value_info in (*draft.graph.input, *draft.graph.value_info):
             declarations[value_info.name].append(value_info)
-        taken = tensor_names(draft.graph)
+        copies = Copies(graph, draft)
         changed = []
         for name, variants in self._by_tensor.items():
             for edit, group in variants.items():
@@ -55,13 +55,12 @@ class PruneWeights:
                     for declared in declarations[name]:
                         _declare(declared, value.shape)
                     continue
-                copy = fresh_name(f"{name}_pruned", taken)
+                copy = copies.copy(name, f"{name}_pruned", value)
                 changed.append(copy)
-                draft.graph.initializer.append(numpy_helper.from_array(value, copy))
                 for node, position in group:
                     draft.graph.node[node].input[position] = copy
         copied = (name for name in self._by_tensor if name in stored and name not in self.replaced)
-        return PassResult(tuple(changed), {name: self._why_copied(name) for name in copied})
+        return PassResult(tuple(dict.fromkeys(changed)), {name: self._why_copied(name) for name in copied})
 
     @cached_property
     def replaced(self) -> frozenset[str]:
