@@ -136,3 +136,29 @@ def test_other_element_types() -> None:
     ).model()
     emitted = check_emission(model, {"b": [1, 4]}, target=PLAIN)
     assert {value.dtype for value in stored(emitted).values()} == {np.dtype(np.float64)}
+
+
+def test_equal_copies_of_one_constant_are_written_once() -> None:
+    """Each reader has an Identity of its own in front of the weight; one of them needs another part of it."""
+    net = Net()
+    shared = net.weight(net.normal(4, 8, 3, 3), "shared")
+    y = net.op("Relu", net.conv(net.input("x", (1, 3, 5, 5)), 8, name="a"))
+    z = net.op("Relu", net.conv(net.input("z", (1, 3, 5, 5)), 8, name="b"))
+    net.output(*[net.conv_with(y, net.op("Identity", shared), name=name) for name in ("c", "d")])
+    net.output(net.conv_with(z, net.op("Identity", shared), name="e"))
+    emitted = check_emission(net.model(), {"c": [0, 1, 2], "d": [0, 1, 2], "e": [4, 5]}, target=PLAIN)
+    read = {node.name: node.input[1] for node in emitted.graph.node if node.name in "cde"}
+    assert read["c"] == read["d"] != read["e"]
+    shapes = sorted(value.shape for value in stored(emitted).values() if value.ndim == 4 and value.shape[0] == 4)
+    assert shapes == [(4, 2, 3, 3), (4, 3, 3, 3)]
+
+
+def test_equal_parts_of_different_constants_stay_apart() -> None:
+    """A fresh normalisation's biases and means are all zero: who trains the model on needs all of them."""
+    net = Net()
+    y = net.batch_norm(net.conv(net.input("x", (1, 3, 5, 5)), 8, name="a"), np.ones(8))
+    zeros = [net.weight(np.zeros(8), name) for name in ("bias", "mean")]
+    y = net.op("BatchNormalization", y, net.weight(np.ones(8)), *zeros, net.weight(np.ones(8), "variance"))
+    model = net.output(net.conv(y, 2, name="b")).model()
+    emitted = check_emission(model, {"b": [1, 2]}, target=PLAIN)
+    assert {"bias", "mean", "variance"} <= stored(emitted).keys()

@@ -12,6 +12,8 @@ from ucpe_onnx.analysis.graph import GraphView
 from ucpe_onnx.analysis.structure import Consumer, Trace
 
 _ELEMENTWISE = ("Identity", "Cast")
+CARRYING = (*_ELEMENTWISE, "Transpose")
+"""Operators that make a constant of another, element by element."""
 
 
 @dataclass(frozen=True)

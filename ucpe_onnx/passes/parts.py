@@ -9,16 +9,16 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import numpy_helper
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.analysis.quantised import zero_value
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
-from ucpe_onnx.model.naming import fresh_name, tensor_names
+from ucpe_onnx.model.naming import fresh_name
 from ucpe_onnx.passes.adapt_nodes import DraftEdit
+from ucpe_onnx.passes.copies import Copies
 from ucpe_onnx.passes.views import SELECTED_BY, Part, View, Views
-from ucpe_onnx.passes.weights import Array, Edit
+from ucpe_onnx.passes.weights import Edit
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -46,7 +46,6 @@ class NodeMaker:
         views: what is made.
         draft: the model; gets new initializers.
         replaced: initializers that hold something else than in the input model by now.
-        taken: names of tensors.
         node_names: names of nodes.
         copies: constants that were made already.
     """
@@ -54,17 +53,16 @@ class NodeMaker:
     views: Views
     draft: onnx.ModelProto
     replaced: frozenset[str]
-    taken: set[str] = field(default_factory=set)
     node_names: set[str] = field(default_factory=set)
     copies: dict[tuple[str, Edit, int | None], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.taken = tensor_names(self.draft.graph)
+        self.written = Copies(self.views.emission.trace.graph, self.draft)
         self.node_names = {node.name for node in self.draft.graph.node}
 
     def fresh(self, stem: str) -> str:
         """A new name for a tensor."""
-        return fresh_name(stem, self.taken)
+        return self.written.fresh(stem)
 
     def node(self, op_type: str, inputs: Sequence[str], out: str, **attributes: Any) -> onnx.NodeProto:
         """A new node, named after what it makes."""
@@ -89,12 +87,12 @@ class NodeMaker:
         contiguous = bool((np.diff(places) == 1).all())
         if not contiguous or (graph.opset == 10 and not isinstance(length, int)):
             # onnx's inference for Slice of opset 10 keeps a symbolic length, which onnxruntime then trusts
-            return self.node("Gather", [source, self._stored(f"{out}_indices", places)], out, axis=axis[1])
+            return self.node("Gather", [source, self.written.add(f"{out}_indices", places)], out, axis=axis[1])
         start, end = int(places[0]), int(places[-1]) + 1
         if graph.opset < 10:
             return self.node("Slice", [source], out, starts=[start], ends=[end], axes=[axis[1]])
         bounds = (("starts", start), ("ends", end), ("axes", axis[1]))
-        inputs = [self._stored(f"{out}_{name}", np.array([value])) for name, value in bounds]
+        inputs = [self.written.add(f"{out}_{name}", np.array([value])) for name, value in bounds]
         return self.node("Slice", [source, *inputs], out)
 
     def restricted(
@@ -126,7 +124,9 @@ class NodeMaker:
         before: list[onnx.NodeProto] = []
         rewrite = self.views.emission.trace.rewrites.get(node.index)
         if rewrite is not None:
-            rewrite.adapt(DraftEdit(lambda axis: self._layout(axis, view), self.draft, copy, self.taken, before))
+            rewrite.adapt(
+                DraftEdit(lambda axis: self._layout(axis, view), self.draft, copy, self.written.taken, before)
+            )
         return [*before, copy]
 
     def _stem(self, node: Node, view: Part, term: Term | None) -> str:
@@ -158,7 +158,8 @@ class NodeMaker:
                 scale = folded_scale(self.views, norm)
                 value = (value * scale.reshape(-1, *[1] * (value.ndim - 1))).astype(value.dtype)
             edited = edit.apply(value, zero_value(emission.trace.graph, (node.index, index), value.ndim))
-            self.copies[key] = self._stored(f"{name}_{view.label}" if view is not None else f"{name}_part", edited)
+            stem = f"{name}_{view.label}" if view is not None else f"{name}_part"
+            self.copies[key] = self.written.copy(name, stem, edited)
         return self.copies[key]
 
     def _edit(self, node: Node, index: int, view: Part, term: Term | None, rank: int) -> Edit:
@@ -196,12 +197,7 @@ class NodeMaker:
             kind = np.asarray(graph.value(node.inputs[op.weight])).dtype
             value = bias[self._layout((node.outputs[0], 1), view)].astype(kind)
             del copy.input[place:]
-            copy.input.append(self._stored(f"{copy.output[0]}_bias", value))
-
-    def _stored(self, stem: str, value: Array) -> str:
-        name = self.fresh(stem)
-        self.draft.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
+            copy.input.append(self.written.add(f"{copy.output[0]}_bias", value))
 
 
 def folded_scale(views: Views, norm: Node) -> FloatArray:

@@ -14,14 +14,13 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.quantised import codec_parameters, zero_value
+from ucpe_onnx.analysis.shared_weights import origin
 from ucpe_onnx.analysis.slots import IntArray
-from ucpe_onnx.model.naming import fresh_name, tensor_names
+from ucpe_onnx.passes.copies import Copies
 from ucpe_onnx.passes.infra import PassResult
+from ucpe_onnx.passes.origins import Origins, Use
 from ucpe_onnx.passes.views import Views
 from ucpe_onnx.passes.weights import Edit, by_group
-
-Use = tuple[int, int]
-"""One use of a constant: (node index, input index)."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,16 @@ class PruneWeights:
         declarations: dict[str, list[onnx.ValueInfoProto]] = defaultdict(list)
         for value_info in (*draft.graph.input, *draft.graph.value_info):
             declarations[value_info.name].append(value_info)
-        taken = tensor_names(draft.graph)
-        changed = []
+        copies = Copies(graph, draft)
+        changed = list(self._at_origin)
+        for name, edit in self._at_origin.items():
+            value = edit.apply(np.asarray(graph.value(name)), np.zeros((), dtype=np.int8))
+            _replace(stored[name], value)
+            for tensor in self._origins.carried(name):
+                for declared in declarations[tensor]:
+                    _declare(declared, tuple(value.shape[axis] for axis in origin(graph, tensor).axes))
         for name, variants in self._by_tensor.items():
-            for edit, group in variants.items():
+            for edit, group in variants.items() if origin(graph, name).name not in self._at_origin else ():
                 original = np.asarray(graph.value(name))
                 value = edit.apply(original, zero_value(graph, group[0], original.ndim))
                 if name in self.replaced:
@@ -55,19 +60,29 @@ class PruneWeights:
                     for declared in declarations[name]:
                         _declare(declared, value.shape)
                     continue
-                copy = fresh_name(f"{name}_pruned", taken)
+                copy = copies.copy(name, f"{name}_pruned", value)
                 changed.append(copy)
-                draft.graph.initializer.append(numpy_helper.from_array(value, copy))
                 for node, position in group:
                     draft.graph.node[node].input[position] = copy
         copied = (name for name in self._by_tensor if name in stored and name not in self.replaced)
-        return PassResult(tuple(changed), {name: self._why_copied(name) for name in copied})
+        return PassResult(tuple(dict.fromkeys(changed)), {name: self._why_copied(name) for name in copied})
 
     @cached_property
     def replaced(self) -> frozenset[str]:
-        """The initializers that get another value in their place: all of their uses need the same."""
+        """The initializers that get another value in their place, and what is made of them: all uses need the same."""
         stored = {tensor.name for tensor in self.views.emission.trace.graph.model.graph.initializer}
-        return frozenset(name for name in self._by_tensor if name in stored and not self._why_copied(name))
+        alone = (name for name in self._by_tensor if name in stored and not self._why_copied(name))
+        carried = (tensor for name in self._at_origin for tensor in self._origins.carried(name))
+        return frozenset((*alone, *carried))
+
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(self.views.emission.trace.graph, self._by_tensor)
+
+    @cached_property
+    def _at_origin(self) -> Mapping[str, Edit]:
+        """What becomes of initializers that are edited in their place and read through other nodes."""
+        return self._origins.edits()
 
     def _why_copied(self, name: str) -> str:
         """Why a constant stays as it is while its readers get copies; empty if it needn't."""

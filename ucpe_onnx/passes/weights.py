@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,17 @@ class Edit:
     zeros: tuple[int, tuple[int, ...], int] | None = None
     takes: tuple[tuple[int, tuple[int, ...]], ...] = ()
     columns: tuple[tuple[int, ...], ...] = ()
+
+    def moved(self, axes: Sequence[int]) -> Edit | None:
+        """The same edit of a constant whose axes have other numbers; None for what goes by groups.
+
+        Args:
+            axes: the number there of each axis.
+        """
+        if self.columns or (self.zeros is not None and self.zeros[2] > 1):
+            return None
+        zeros = None if self.zeros is None else (axes[self.zeros[0]], *self.zeros[1:])
+        return Edit(zeros, tuple(sorted((axes[axis], positions) for axis, positions in self.takes)))
 
     def apply(self, value: Array, zero: Array) -> Array:
         """The edited copy of a constant in which ``zero`` stands for zero."""
