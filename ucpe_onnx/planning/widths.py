@@ -191,7 +191,7 @@ def pooled_axes(trace: Trace, segment: Segment, pools: frozenset[str] = LOCAL_PO
 
 
 def _nodes_at(trace: Trace, segment: Segment) -> list[Node]:
-    """The nodes that read or make a tensor of a segment, in graph order: what has to be looked at for it, and no more."""
+    """The nodes that read or make a tensor of a segment, in graph order: all that has to be looked at for it."""
     graph, found = trace.graph, {}
     for tensor in dict.fromkeys(tensor for tensor, _ in segment.axes if isinstance(tensor, str)):
         for node in (graph.makers.get(tensor), *(reader for reader, _ in graph.readers.get(tensor, ()))):
