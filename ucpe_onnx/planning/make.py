@@ -30,10 +30,8 @@ from ucpe_onnx.selection.tied import tied_segments
 from ucpe_onnx.solve.blocks import solve_blocks
 from ucpe_onnx.version import __version__
 
-_SHORTEST = 0.02
-"""Seconds that every segment gets, however many there are."""
-
-
+_SHARE = 0.1
+"""Of the time that is left, for a segment among many: most need next to none of it, and leave it to the others."""
 _EFFORT = 0.3
 """Of the solver, for a segment: more takes seconds and hardly ever changes what is emitted."""
 _TOLERANCE = 0.01
@@ -48,7 +46,8 @@ class Settings:
         target: the runtime that widths and lowerings are chosen for.
         lowering: a key of ``LOWERING_RULES``.
         fill: let consumers use every channel that they read anyway (``--mode auto``); else masks are honoured exactly.
-        seconds: time limit for the solver, for the whole model.
+        seconds: time limit for all searching, for the whole model. What is left when it is over is not searched for:
+            one block in the original order, and the best way for every consumer to read that.
         seed: for the solver.
         options: what the plan records of the caller's options.
         source_sha256: what the plan records of the input.
@@ -129,28 +128,31 @@ class _Planner:
             kinds = {name: choice.kind for name, choice in whole.items()}
             return SegmentPlan(segment.id, order, (order,), kinds), whole
         start = time.monotonic()
-        share = max(_SHORTEST, (self.deadline - start) / max(self.waiting, 1))
+        ends = start + max(0.0, self.deadline - start) * max(_SHARE, 1 / max(self.waiting, 1))
         self.waiting -= 1
         settings = self.settings
         rule = LOWERING_RULES[settings.lowering]
         by_order = rule.ordered and (settings.lowering != AUTO or settings.target.contiguity_pays)
         emitted = self._narrowed(segment)
         groups, contiguous = in_original_order(segment, emitted), frozenset[str]()
-        if by_order:
-            groups, contiguous = ordered(self.costs, segment, self.masks, groups, seconds=share / 2, seed=settings.seed)
+        if by_order and time.monotonic() < ends:
+            seconds = (ends - time.monotonic()) / 2
+            groups, contiguous = ordered(self.costs, segment, self.masks, groups, seconds=seconds, seed=settings.seed)
         question = self._question(segment, emitted, contiguous)
-        left = max(_SHORTEST, share - (time.monotonic() - start))
-        solved = self._solved(question, groups, left)
-        plain = self._plain(segment, contiguous)
-        if plain is not None:
-            other = self._solved(plain, in_original_order(segment, plain.emitted), left)
+        plain = self._plain(segment, contiguous) if time.monotonic() < ends else None
+        now = time.monotonic()
+        solved = self._solved(question, groups, now + (ends - now) / (1 if plain is None else 2))
+        if plain is not None and time.monotonic() < ends:
+            other = self._solved(plain, in_original_order(segment, plain.emitted), ends)
             if other.found.objective < (1 - _TOLERANCE) * solved.found.objective:
                 question, solved = plain, other
         plan, lowered = applied(self.routes, question, solved, settings.target, fill=settings.fill)
         return replace(plan, seconds=round(time.monotonic() - start, 6)), lowered
 
-    def _solved(self, question: Question, groups: Groups, seconds: float) -> Solved:
+    def _solved(self, question: Question, groups: Groups, ends: float) -> Solved:
+        """The best layout that is found until a moment on the monotonic clock."""
         posed = ProblemMaker(self.costs, self.routes, question).make()
+        seconds = max(0.0, ends - time.monotonic())
         found = solve_blocks(
             posed.problem, seconds=seconds, effort=_EFFORT, tolerance=_TOLERANCE, seed=self.settings.seed
         )

@@ -27,12 +27,20 @@ _EVALUATIONS = 3000
 _NOTICED = 1e-9  # a smaller relative improvement is none
 
 
-def fixed_layouts(prices: BlockPrices) -> list[Layout]:
-    """One block for each group, rounded or not, with nobody, each reader alone, or everybody duplicated."""
+def fixed_layouts(prices: BlockPrices, late: Late = lambda: False) -> list[Layout]:
+    """One block for each group, rounded or not, with nobody, each reader alone, or everybody duplicated.
+
+    The first ones, where nobody is duplicated who needn't be, come in any case; the others until time is up.
+    """
     able = _able(prices)
     forced = sum(1 << index for index in able if len(prices.problem.readers[index].kinds) == 1)
     chosen = dict.fromkeys([forced, *(forced | 1 << index for index in able), sum(1 << index for index in able)])
-    return [_whole(prices, duplicated, quantum) for duplicated in chosen for quantum in _quanta(prices)]
+    found: list[Layout] = []
+    for duplicated in chosen:
+        if found and late():
+            break
+        found += [_whole(prices, duplicated, quantum) for quantum in _quanta(prices)]
+    return found
 
 
 def warm_start(prices: BlockPrices, known: Sequence[Layout], late: Late) -> Layout:
@@ -48,9 +56,13 @@ def warm_start(prices: BlockPrices, known: Sequence[Layout], late: Late) -> Layo
         for start in _diverse([best, *_Construction(prices, best.duplicated, late).layouts()]):
             best = min(best, improved(start, late), key=_us)
         further = [1 << index for index in _able(prices) if not best.duplicated >> index & 1]
-        steps = [_duplicating(layout, some) for layout in (_whole(prices, best.duplicated), best) for some in further]
-        step = min(steps, key=_us, default=best)
-        if late() or not _better(step, best):
+        step = best
+        for layout in (_whole(prices, best.duplicated), best):
+            for some in further:
+                if late():
+                    return best
+                step = min(step, _duplicating(layout, some), key=_us)
+        if not _better(step, best):
             return best
         best = step
 

@@ -22,7 +22,8 @@ def solve_blocks(
 ) -> BlockSolution:
     """Choose blocks, what lies in them, and how every reader gets its channels.
 
-    The result is never worse than one block for each group with any kinds for the readers.
+    The result is never worse than one block for each group with any kinds for the readers. If there is no time at all,
+    it may be worse than with some of them duplicated.
 
     Args:
         problem: The problem.
@@ -33,11 +34,12 @@ def solve_blocks(
     """
     start = time.perf_counter()
     prices = BlockPrices(problem)
-    bound = lower_bound(prices)
-    known = fixed_layouts(prices)
+    known = fixed_layouts(prices, lambda: time.perf_counter() >= start + seconds)
     best = min(known, key=lambda layout: layout.us)
-    if not _proven(best, bound, tolerance):
-        best = warm_start(prices, known, lambda: time.perf_counter() > start + _SHARE * seconds)
+    bound = lower_bound(prices) if time.perf_counter() < start + seconds else 0.0
+    left = start + seconds - time.perf_counter()
+    if left > 0 and not _proven(best, bound, tolerance):
+        best = warm_start(prices, known, lambda: time.perf_counter() >= start + _SHARE * seconds)
     left = start + seconds - time.perf_counter()
     if left > 0 and not _proven(best, bound, tolerance):
         best, bound = _refined(prices, best, bound, SolverLimits(left, effort, tolerance, seed))
