@@ -8,7 +8,8 @@ eleven a fine width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +28,7 @@ _POOLS = LOCAL_POOLS | {"GlobalAveragePool", "GlobalMaxPool"}
 
 @dataclass(frozen=True, eq=False)
 class _Reading:
-    """What one or several equal axes make of the slots.
+    """What one axis, or several alike, make of the slots.
 
     Attributes:
         positions: channels that each slot stands for, shape (slots,).
@@ -55,14 +56,13 @@ class Rounding:
     @classmethod
     def of(cls, trace: Trace, segment: Segment, target: Target) -> Rounding:
         """The rounding of a segment."""
-        found: dict[bytes, _Reading] = {}
+        found: dict[bytes, tuple[IntArray, IntArray, bool]] = {}
         for axis, convolved in _read_axes(trace, segment):
-            local = segment.local(trace.slots.axes[axis])
-            positions = np.bincount(local, minlength=len(segment.classes))
-            key = positions.tobytes()
-            before = found.get(key)
-            found[key] = _Reading(positions, convolved or (before is not None and before.convolved))
-        return cls(target, width_multiple(trace, segment, target), tuple(found.values()))
+            slots, counts = np.unique(segment.local(trace.slots.axes[axis]), return_counts=True)
+            key = slots.tobytes() + counts.tobytes()
+            found[key] = slots, counts, convolved or (key in found and found[key][2])
+        readings = _side_by_side(segment, found.values())
+        return cls(target, width_multiple(trace, segment, target), readings)
 
     def slots(self, multiple: int) -> int:
         """The least number of slots of which any multiple is a multiple of so many channels, on every axis."""
@@ -135,6 +135,28 @@ class Rounding:
         if fill and free and self.target.blocked and positions.sum() >= 2 * block:
             return block
         return self.multiple
+
+
+def _side_by_side(segment: Segment, axes: Iterable[tuple[IntArray, IntArray, bool]]) -> tuple[_Reading, ...]:
+    """Axes in as few readings as there can be: those that no group of slots shares are one, if they ask for the same.
+
+    The operands of a long Concat are so many axes, each of a few slots.
+
+    Args:
+        segment: the segment.
+        axes: for each the slots that it has, the channels that each of them stands for, and whether it is convolved.
+    """
+    found: dict[tuple[int, bool], list[tuple[set[int], IntArray]]] = defaultdict(list)
+    for slots, counts, convolved in axes:
+        groups = set(np.unique(segment.group_of[slots]).tolist())
+        same = found[int(np.gcd.reduce(counts)), convolved]
+        free = next((each for each in same if each[0].isdisjoint(groups)), None)
+        if free is None:
+            free = set(), np.zeros(len(segment.classes), dtype=np.int64)
+            same.append(free)
+        free[0].update(groups)
+        free[1][slots] = counts
+    return tuple(_Reading(positions, convolved) for (_, convolved), same in found.items() for _, positions in same)
 
 
 def width_multiple(trace: Trace, segment: Segment, target: Target) -> int:
