@@ -100,6 +100,9 @@ def test_architectures(name: str) -> None:
     target=st.sampled_from([Target(blocked=False), Target(), Target(read_multiple=2, joined_multiple=4, minimum=2)]),
 )
 def test_random_graphs(case: Case, styles: list[str], seed: int, lowering: str, target: Target) -> None:
+    """Longer searches find what is no waste of ours: shuffles that the model does twice, and consumers that go since
+    nothing but the length of what they make was read.
+    """
     model, _ = case
     note(to_text(model))
     traced = trace(model)
