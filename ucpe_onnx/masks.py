@@ -122,7 +122,7 @@ def _read_npz(file: Path, channels: Mapping[str, int]) -> dict[str, Any]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise MaskError(f"{file}: not a .json mask file ({error})") from error
     if not isinstance(raw, dict):
         raise MaskError(f"{file}: expected an object {{consumer name: [kept indices]}}")

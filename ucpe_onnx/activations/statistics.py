@@ -21,6 +21,9 @@ from ucpe_onnx.model.writing import partial_file
 Array = npt.NDArray[Any]
 
 FORMAT = "ucpe-statistics/1"
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError, RecursionError)
+"""What reading a file of another kind may raise."""
 """What a file of statistics says it is."""
 
 
@@ -140,7 +143,7 @@ class Statistics:
                 arrays = {name: archive[name] for name in archive.files if name != "header"}
             consumers = {name: _consumer(entry, arrays) for name, entry in header["consumers"].items()}
             return cls(consumers, int(header["samples"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        except (*_UNREADABLE, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{file}: holds no statistics of format {FORMAT} ({reason}); collect them again") from error
 

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.model.offload import FiledArrays, complete, has_offloaded, model_file, tensor_value
-from ucpe_onnx.model.skeleton import skeleton
+from ucpe_onnx.model.skeleton import inferred, skeleton
 
 _WARNING, _FATAL = 2, 4
 """Log severities of onnxruntime."""
@@ -159,7 +159,7 @@ def _small_enough(part: onnx.ModelProto) -> list[onnx.NodeProto]:
     light = skeleton(part)
     sizes = {t.name: int(np.prod(t.dims, dtype=np.int64)) for t in part.graph.initializer}
     with contextlib.suppress(Exception):  # what is not inferred counts as unknown
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        light = inferred(light)
     for value in (*light.graph.value_info, *light.graph.output):
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):

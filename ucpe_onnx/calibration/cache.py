@@ -28,7 +28,12 @@ logger = logging.getLogger(__name__)
 def cache_directory() -> Path:
     """Where rates are kept; it need not exist."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("ucpe-onnx", appauthor=False))
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path(platformdirs.user_cache_dir("ucpe-onnx", appauthor=False))
+    except RuntimeError:  # neither HOME nor an entry for the user, as in some containers
+        return Path(tempfile.gettempdir()) / f"ucpe-onnx-{os.getuid()}"
 
 
 def load_rates(run_options: RunOptions | None = None, precision: str = "float32") -> Rates | None:
@@ -38,7 +43,7 @@ def load_rates(run_options: RunOptions | None = None, precision: str = "float32"
     try:
         stored = json.loads(_path(key).read_text(encoding="utf-8"))
         return Rates.from_dict(stored["rates"]) if stored["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

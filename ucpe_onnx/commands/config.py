@@ -30,7 +30,7 @@ def apply_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         parser.error(f"--config {config}: can't be read ({error.strerror})")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         parser.error(f"--config {config}: is not TOML ({error})")
     flags = {a.option_strings[-1][2:]: a for a in parser._actions if a.option_strings and a.dest in vars(args)}
     del flags["config"]

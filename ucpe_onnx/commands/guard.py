@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from ucpe_onnx.commands.shared import printable
 from ucpe_onnx.errors import EXIT_FAILED, UcpeError
 from ucpe_onnx.model.writing import written_files
 from ucpe_onnx.version import __version__
@@ -87,7 +88,7 @@ def _failed(error: BaseException, standing: str) -> int:
 
 def _ended(message: str, status: int) -> int:
     with suppress(OSError):  # nobody listens any more
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     return status
 
 

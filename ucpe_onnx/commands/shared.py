@@ -7,11 +7,13 @@ import io
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from ucpe_onnx.errors import UsageError
 from ucpe_onnx.flags import TakesFlags
@@ -36,8 +38,25 @@ def add_config(to: TakesFlags, help: str) -> None:
     to.add_argument("--config", type=Path, metavar="FILE.toml", help=help)
 
 
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+"""Characters that turn the direction of what follows."""
+
+
+def printable(text: str) -> str:
+    """A text in which nothing steers the terminal: names in a model may hold escape sequences, bells, line ends."""
+    if text.isprintable() and not _DIRECTIONS.intersection(text):
+        return text
+    return "".join(
+        repr(each)[1:-1] if (unicodedata.category(each) == "Cc" and each != "\n") or each in _DIRECTIONS else each
+        for each in text
+    )
+
+
 class _Console(Console):
-    """Whoever reads may leave; that is the caller's to handle, not a reason to end the process here and now."""
+    """Prints text from models as text. Whoever reads may leave: that is the caller's to handle, no reason to exit."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

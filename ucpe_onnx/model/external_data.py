@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from ucpe_onnx.model.limits import all_tensors, bodies, machine_memory, tensor_bytes
+from ucpe_onnx.model.limits import all_tensors, bodies, machine_memory, most_bytes, tensor_bytes
 from ucpe_onnx.model.offload import (
     LEAST_MODEL,
     LEAST_TENSOR,
@@ -94,7 +94,7 @@ def _read(tensor: TensorProto, folder: Path) -> bytes:
         )
     with file.open("rb") as stream:
         stream.seek(offset)
-        return stream.read(length)
+        return stream.read(min(length, most_bytes(tensor)))  # a file without an end may lie behind it
 
 
 def _inside(folder: Path, location: str, name: str) -> Path:

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from onnx.external_data_helper import uses_external_data
 
 from ucpe_onnx.errors import ModelError
-from ucpe_onnx.model.skeleton import skeleton
+from ucpe_onnx.model.skeleton import inferred, skeleton
 
 _BITS: dict[int, int] = {
     **dict.fromkeys((TensorProto.BOOL, TensorProto.INT8, TensorProto.UINT8), 8),
@@ -71,6 +71,11 @@ def tensor_bytes(tensor: TensorProto) -> int:
     """Bytes that the declared shape and type take, at least; exactly for types that are not packed."""
     elements: int = prod(tensor.dims)
     return -(-elements * _BITS.get(tensor.data_type, _FEWEST_BITS) // 8)
+
+
+def most_bytes(tensor: TensorProto) -> int:
+    """Bytes that the declared shape and type take, at most; exactly for types that are not packed."""
+    return tensor_bytes(tensor) if tensor.data_type in _BITS else prod(tensor.dims)
 
 
 def check_tensors(model: onnx.ModelProto, where: str) -> None:
@@ -182,7 +187,7 @@ def _static_sizes(model: onnx.ModelProto) -> dict[str, int]:
     """Bytes of each tensor whose shape is known."""
     light = skeleton(model)
     with contextlib.suppress(Exception):  # inference stops at what it does not know; the declared shapes still serve
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        light = inferred(light)
     sizes = {}
     for value in (*light.graph.value_info, *light.graph.input, *light.graph.output):
         tensor = value.type.tensor_type

@@ -5,8 +5,32 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
+_SHAPE_TYPES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+
 _SMALL = 4096
 """Initializers up to this many elements may be shapes, axes or sizes: shape inference gets to see their values."""
+
+
+_MOST_PROPAGATED = 1 << 20
+"""Elements that joins of shapes may make in all. Inference keeps each as a message of a hundred bytes."""
+
+
+def inferred(light: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with inferred shapes, also of what is computed from shapes, unless that would fill the memory.
+
+    A chain of Concats, each of the one before and itself, makes gigabytes of a file of a few kilobytes.
+
+    Raises:
+        Exception: of onnx's, of unrelated types, where inference stops.
+    """
+    plain = onnx.shape_inference.infer_shapes(light)
+    joined = {name for node in light.graph.node if node.op_type == "Concat" for name in node.output}
+    sizes = (
+        np.prod([max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim], dtype=np.float64)
+        for value in (*plain.graph.value_info, *plain.graph.output)
+        if value.name in joined and value.type.tensor_type.elem_type in _SHAPE_TYPES
+    )
+    return plain if sum(sizes) > _MOST_PROPAGATED else onnx.shape_inference.infer_shapes(light, data_prop=True)
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import uses_external_data
 
 from ucpe_onnx.errors import DataError, UcpeError, UsageError
+from ucpe_onnx.model.limits import machine_memory
 from ucpe_onnx.samples.inputs import Array, Feed, InputSpec
 
 LABELS = "labels"
@@ -234,11 +236,29 @@ def _working_directory_importable() -> Iterator[None]:
 def _read_npz(path: Path) -> dict[str, Array]:
     if not path.exists():
         raise DataError(f"{path}: no such file; give {FORMS}")
+    check_regular(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
+            check_unpacked(path, archive.zip)
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a readable .npz file ({_reason(error)}); write it with numpy.savez") from error
+
+
+def check_regular(path: Path) -> None:
+    """Refuse pipes and devices, which may never end."""
+    if not path.is_file():
+        raise DataError(f"{path}: is no regular file; give {FORMS}")
+
+
+def check_unpacked(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse what would fill the memory: a few bytes of an archive may stand for gigabytes."""
+    needed = sum(member.file_size for member in archive.infolist())
+    if needed > machine_memory() // 2:
+        raise DataError(
+            f"{path}: its arrays take {needed:,} bytes, more than half of this machine's memory; give fewer samples, or"
+            " module:callable, which gives them one by one"
+        )
 
 
 def _read_zoo(folder: Path, specs: Sequence[InputSpec]) -> list[Feed]:
@@ -258,9 +278,13 @@ def _read_zoo(folder: Path, specs: Sequence[InputSpec]) -> list[Feed]:
 
 
 def _read_tensor(file: Path) -> Array:
+    check_regular(file)
     try:
-        return np.asarray(onnx.numpy_helper.to_array(onnx.TensorProto.FromString(file.read_bytes())))
-    except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
+        tensor = onnx.TensorProto.FromString(file.read_bytes())
+        if uses_external_data(tensor):
+            raise ValueError("its values lie in another file")
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    except (OSError, DecodeError, ValueError, TypeError, KeyError, MemoryError) as error:
         raise DataError(f"{file}: not a readable TensorProto ({_reason(error)}); write the file again") from error
 
 

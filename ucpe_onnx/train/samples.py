@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ucpe_onnx.errors import DataError
-from ucpe_onnx.samples.dataset import LABELS, Dataset, load_data, stream_data
+from ucpe_onnx.samples.dataset import LABELS, Dataset, check_regular, check_unpacked, load_data, stream_data
 from ucpe_onnx.samples.inputs import Array, InputSpec
 
 _LOCAL_HEADER = 30
@@ -171,7 +171,7 @@ def _mapped(source: Any) -> Any:
             return {file.stem: np.load(file, mmap_mode="r", allow_pickle=False) for file in files}
         if path.suffix == ".npz" and path.exists():
             return _mapped_archive(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: can't be read ({error}); write it with numpy.save or numpy.savez") from error
     return source
 
@@ -179,7 +179,10 @@ def _mapped(source: Any) -> Any:
 def _mapped_archive(path: Path) -> dict[str, Array]:
     """The arrays of an ``.npz`` file; those that are not compressed stay on the disk until they are looked at."""
     found: dict[str, Array] = {}
+    check_regular(path)
     with np.load(path, allow_pickle=False) as archive, zipfile.ZipFile(path) as members:
+        if any(member.compress_type for member in members.infolist()):
+            check_unpacked(path, members)
         for name in archive.files:
             inside = members.NameToInfo.get(f"{name}.npy")
             mapped = None if inside is None or inside.compress_type else _mapped_member(path, inside.header_offset)

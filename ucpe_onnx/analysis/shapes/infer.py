@@ -13,7 +13,7 @@ import onnx
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.shapes.partial import Shape
 from ucpe_onnx.analysis.shapes.refine import Refinement, dimensions
-from ucpe_onnx.model.skeleton import skeleton
+from ucpe_onnx.model.skeleton import inferred, skeleton
 
 _NO_NAMES = frozenset({"None", "?", "*", "-1", "unk"})
 """Names that some converters give every dimension that they don't know; equal ones need not be equally long."""
@@ -44,7 +44,7 @@ def infer_shapes(
         _fix_inputs(light, input_shapes)
     declared = {dim.dim_param for value in light.graph.input for dim in value.type.tensor_type.shape.dim} - {""}
     with contextlib.suppress(Exception):  # inference stops at what it does not know; the declared shapes still serve
-        light = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        light = inferred(light)
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     for value in (*light.graph.value_info, *light.graph.input, *light.graph.output):
