@@ -1,10 +1,13 @@
 """How the compiler's own time grows with the depth and the width of a network.
 
     python -m benchmarks.compile_growth [--svg FILE] [--json FILE] [--ratio 0.5] [--depths 18 ...] [--widths 1 ...]
+    python -m benchmarks.compile_growth --operands 1000 4000    # a Concat of so many convolutions, as a table
+    python -m benchmarks.compile_growth --blocks 500 1000       # so many residual blocks, as a table
 
 Networks are ResNets of basic blocks on small images, whose longest trunk gets most of the further layers, so that the
 number of consumers that one channel order has to suit grows with the depth. At width 1 the stages have 16 to 128
-channels. Seconds are medians of three runs in one process, after one that nobody counts.
+channels. Seconds are medians of three runs in one process, after one that nobody counts; those of the tables are of one
+run. All are of the processor's time, of every thread.
 """
 
 from __future__ import annotations
@@ -52,17 +55,36 @@ def residual_network(depth: int, width: int) -> onnx.ModelProto:
     return net.finish(net.classify(x, "fc"))
 
 
+def joined_network(operands: int) -> onnx.ModelProto:
+    """A Concat of so many convolutions of eight channels, and a classifier that reads it."""
+    net = Net(f"concat{operands}", seed=0, opset=17, fold_bn=False, shape=(1, 3, 8, 8), classes=10)
+    x = net.concat([net.conv(net.input, f"conv{index}", 8, 1) for index in range(operands)], "concat")
+    return net.finish(net.classify(x, "fc"))
+
+
+def print_once(title: str, networks: Mapping[int, onnx.ModelProto], ratio: float) -> None:
+    """A table of one run for each network."""
+    table = Table(title=f"CPU seconds at ratio {ratio}")
+    for column in (title, *STAGES, "sum"):
+        table.add_column(column, justify="right")
+    for number, model in networks.items():
+        row = compile_once(model, ratio)
+        total = sum(row[stage] for stage in STAGES)
+        table.add_row(str(number), *(f"{row[stage]:.2f}" for stage in STAGES), f"{total:.2f}")
+    Console(width=120).print(table)
+
+
 def compile_once(model: onnx.ModelProto, ratio: float) -> dict[str, float]:
     """Seconds of the stages, and how far the solver's bound is from what it chose."""
-    marks = [time.perf_counter()]
+    marks = [time.process_time()]
     traced = trace(model)
-    marks.append(time.perf_counter())
+    marks.append(time.process_time())
     masks = select_masks(traced, score_consumers(traced, "l2"), Selection(ratio))
-    start = time.perf_counter()
+    start = time.process_time()
     plan = make_plan(traced, masks, Settings())
-    planned = time.perf_counter()
+    planned = time.process_time()
     emit(model, traced, plan)
-    done = time.perf_counter()
+    done = time.process_time()
     objective, bound = (sum(getattr(s, field) for s in plan.segments) for field in ("objective", "bound"))
     return {
         "trace": marks[1] - marks[0],
@@ -164,7 +186,16 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 2, 4, 6, 8])
     parser.add_argument("--svg", type=Path, default=Path("compile_growth.svg"), help="where to draw it")
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--operands", type=int, nargs="+", metavar="N", help="measure Concats of so many operands only")
+    parser.add_argument("--blocks", type=int, nargs="+", metavar="N", help="measure so many residual blocks only")
     args = parser.parse_args()
+    if args.operands or args.blocks:
+        compile_once(residual_network(18, 1), args.ratio)  # imports are behind us
+        if args.operands:
+            print_once("operands", {number: joined_network(number) for number in args.operands}, args.ratio)
+        if args.blocks:
+            print_once("blocks", {n: residual_network(2 * n + 2, 1) for n in args.blocks}, args.ratio)
+        return
     table = Table(title=f"compile time at ratio {args.ratio}")
     for column in ("depth", "width", "nodes", "MB", "trace s", "plan s", "emit s", "gap"):
         table.add_column(column, justify="right")

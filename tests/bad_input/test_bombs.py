@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
-import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from onnx import TensorProto, helper
 
 from tests.bad_input.running import refused
 from tests.builders import Net
+from ucpe_onnx.calibration.cache import CACHE_VARIABLE, cache_directory, load_rates
 from ucpe_onnx.cli import main
 from ucpe_onnx.commands.shared import printable
 from ucpe_onnx.model.files import load_model
@@ -172,17 +172,13 @@ def test_printable():
 # Nobody's process
 
 
-@pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="only root can become somebody else")
-def test_no_home_and_no_name(folder):
-    folder.chmod(0o777)
-    for parent in list(folder.parents)[:3]:
-        parent.chmod(0o755)
-    script = (
-        "import os, sys; from ucpe_onnx.cli import main; os.setgid(54321); os.setuid(54321);"
-        " sys.exit(main(['in.onnx', 'out.onnx', '--bench-seconds', '0', '-q']))"
-    )
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_no_home_and_no_name(monkeypatch):
+    """As in containers that run under a number that has no entry."""
+
+    def nowhere(*_: object, **__: object) -> str:
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setattr("platformdirs.user_cache_dir", nowhere)
+    assert cache_directory().parent == Path(tempfile.gettempdir())
+    assert load_rates() is None

@@ -274,7 +274,7 @@ class Options:
     solver_seconds: float = flag(
         10.0,
         LAYOUT,
-        "time limit for ordering the channels (default %(default)s)",
+        "time limit for laying out the channels (default %(default)s)",
         more="for the whole model",
         metavar="S",
         valid=Range("must be above 0", above=0),

@@ -121,7 +121,7 @@ def solve_master(prices: BlockPrices, families: Families, known: Layout, limits:
     solver.parameters.max_deterministic_time = limits.deterministic
     solver.parameters.relative_gap_limit = limits.tolerance
     solver.parameters.cp_model_probing_level = 0  # takes longer than it saves here, as do the next two
-    solver.parameters.max_presolve_iterations = 1
+    solver.parameters.max_presolve_iterations = 2
     solver.parameters.linearization_level = 0
     status = solve(solver, model.model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
