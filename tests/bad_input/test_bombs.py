@@ -23,7 +23,7 @@ from ucpe_onnx.cli import main
 from ucpe_onnx.commands.shared import printable
 from ucpe_onnx.model.files import load_model
 from ucpe_onnx.model.skeleton import inferred
-from ucpe_onnx.samples import dataset
+from ucpe_onnx.samples import reading
 
 SECONDS = 20.0
 """That no refusal takes, on any machine."""
@@ -105,7 +105,7 @@ def header(shape: tuple[int, ...]) -> bytes:
 def test_archives_that_inflate(folder, fails, monkeypatch):
     with zipfile.ZipFile(folder / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", header((1 << 18, 1)) + bytes(1 << 20))
-    monkeypatch.setattr(dataset, "machine_memory", lambda: 1 << 20)
+    monkeypatch.setattr(reading, "machine_memory", lambda: 1 << 20)
     assert "more than half of this machine's memory" in refused(fails, "--data", "bomb.npz")
 
 

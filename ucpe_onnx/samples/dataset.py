@@ -10,7 +10,6 @@ import importlib
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,18 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
 
 from ucpe_onnx.errors import DataError, UcpeError, UsageError
-from ucpe_onnx.model.limits import machine_memory
 from ucpe_onnx.samples.inputs import Array, Feed, InputSpec
+from ucpe_onnx.samples.reading import FORMS, read_npz, read_zoo, reason
 
 LABELS = "labels"
 """Name of the optional array of class ids, unless the model has an input of that name."""
-
-FORMS = "an .npz file, a directory with test_data_set_N/input_M.pb, or module:callable"
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +136,9 @@ def load_data(source: Any, specs: Sequence[InputSpec], where: str = "the data") 
     text = os.fspath(source)
     path = Path(text)
     if path.is_dir():
-        return _dataset(_read_zoo(path, specs), specs, text, whole=True)
+        return _dataset(read_zoo(path, specs), specs, text, whole=True)
     if path.suffix == ".npz":
-        return _dataset([_read_npz(path)], specs, text, whole=False)
+        return _dataset([read_npz(path)], specs, text, whole=False)
     with _working_directory_importable():
         return _from_object(_named(text), specs, text)
 
@@ -198,7 +192,7 @@ def _feeds(source: Any, where: str) -> Iterator[dict[str, Any]]:
     except UcpeError:
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise DataError(f"{where}: raised {_reason(error)} while it was read; fix the loader") from error
+        raise DataError(f"{where}: raised {reason(error)} while it was read; fix the loader") from error
 
 
 def _call(text: str, module_name: str, attribute: str) -> Any:
@@ -207,11 +201,11 @@ def _call(text: str, module_name: str, attribute: str) -> Any:
         for part in attribute.split("."):
             target = getattr(target, part)
     except ImportError as error:
-        raise DataError(f"{text}: can't import {module_name} ({_reason(error)}); give {FORMS}") from error
+        raise DataError(f"{text}: can't import {module_name} ({reason(error)}); give {FORMS}") from error
     except AttributeError as error:
         raise DataError(f"{text}: module {module_name} has no {attribute!r}; name a function of it") from error
     except (Exception, SystemExit) as error:  # the user's module may raise anything
-        raise DataError(f"{text}: importing {module_name} raised {_reason(error)}; fix the module") from error
+        raise DataError(f"{text}: importing {module_name} raised {reason(error)}; fix the module") from error
     return _called(target, text) if callable(target) else target
 
 
@@ -219,7 +213,7 @@ def _called(function: Callable[[], Any], text: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:  # the user's function may raise anything
-        raise DataError(f"{text}: raised {_reason(error)}; it is called without arguments") from error
+        raise DataError(f"{text}: raised {reason(error)}; it is called without arguments") from error
 
 
 @contextmanager
@@ -231,65 +225,6 @@ def _working_directory_importable() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
-
-
-def _read_npz(path: Path) -> dict[str, Array]:
-    if not path.exists():
-        raise DataError(f"{path}: no such file; give {FORMS}")
-    check_regular(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            check_unpacked(path, archive.zip)
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable .npz file ({_reason(error)}); write it with numpy.savez") from error
-
-
-def check_regular(path: Path) -> None:
-    """Refuse pipes and devices, which may never end."""
-    if not path.is_file():
-        raise DataError(f"{path}: is no regular file; give {FORMS}")
-
-
-def check_unpacked(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuse what would fill the memory: a few bytes of an archive may stand for gigabytes."""
-    needed = sum(member.file_size for member in archive.infolist())
-    if needed > machine_memory() // 2:
-        raise DataError(
-            f"{path}: its arrays take {needed:,} bytes, more than half of this machine's memory; give fewer samples, or"
-            " module:callable, which gives them one by one"
-        )
-
-
-def _read_zoo(folder: Path, specs: Sequence[InputSpec]) -> list[Feed]:
-    sets = [folder] if any(folder.glob("input_*.pb")) else [path for path in folder.iterdir() if path.is_dir()]
-    feeds = []
-    for path in sorted(sets, key=_natural):
-        files = sorted(path.glob("input_*.pb"), key=_natural)
-        if not files:
-            continue
-        if len(files) != len(specs):
-            names = ", ".join(spec.name for spec in specs)
-            raise DataError(f"{path}: holds {len(files)} input_M.pb files; give one per model input, in order: {names}")
-        feeds.append({spec.name: _read_tensor(file) for spec, file in zip(specs, files, strict=True)})
-    if not feeds:
-        raise DataError(f"{folder}: no test_data_set_N/input_M.pb in it; give {FORMS}")
-    return feeds
-
-
-def _read_tensor(file: Path) -> Array:
-    check_regular(file)
-    try:
-        tensor = onnx.TensorProto.FromString(file.read_bytes())
-        if uses_external_data(tensor):
-            raise ValueError("its values lie in another file")
-        return np.asarray(onnx.numpy_helper.to_array(tensor))
-    except (OSError, DecodeError, ValueError, TypeError, KeyError, MemoryError) as error:
-        raise DataError(f"{file}: not a readable TensorProto ({_reason(error)}); write the file again") from error
-
-
-def _natural(path: Path) -> tuple[list[int], str]:
-    return [int(digits) for digits in re.findall(r"\d+", path.name)], path.name
 
 
 def _dataset(items: list[dict[str, Any]], specs: Sequence[InputSpec], source: str, whole: bool) -> Dataset:
@@ -402,8 +337,3 @@ def _pad(feed: Feed, missing: int) -> Feed:
     if not missing:
         return feed
     return {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in feed.items()}
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

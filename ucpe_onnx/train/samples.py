@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ucpe_onnx.errors import DataError
-from ucpe_onnx.samples.dataset import LABELS, Dataset, check_regular, check_unpacked, load_data, stream_data
+from ucpe_onnx.samples.dataset import LABELS, Dataset, load_data, stream_data
 from ucpe_onnx.samples.inputs import Array, InputSpec
+from ucpe_onnx.samples.reading import check_regular, check_unpacked
 
 _LOCAL_HEADER = 30
 """Bytes of a zip file's local header before the name and the extra field, whose lengths its last two fields are."""

@@ -41,9 +41,9 @@ class Warnings(Section):
     @classmethod
     def of(cls, run: Run, outcome: Outcome) -> Warnings | None:
         """What there is to warn of; little if no channel was removed."""
-        checks = [_mended]
+        checks = [_mended, _few_samples]
         if outcome.trial.plan.masks():
-            checks += [_unseen_accuracy, _quantised, _few_samples, _grown, _no_time_saved]
+            checks += [_unseen_accuracy, _quantised, _grown, _no_time_saved]
         texts = tuple(text for check in checks if (text := check(run, outcome)))
         return cls(texts) if texts else None
 
