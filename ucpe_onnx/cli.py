@@ -13,6 +13,7 @@ from ucpe_onnx.commands.config import apply_config
 from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
 from ucpe_onnx.commands.progress import shown_progress, stages_told
 from ucpe_onnx.commands.shared import add_common, add_config, add_json, check_outputs, make_console, write_json
+from ucpe_onnx.commands.supervisor import WRITTEN, note_stage
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
 from ucpe_onnx.flags import add_flags, given
 from ucpe_onnx.model.files import external_files, save_model, weights_file
@@ -120,6 +121,7 @@ def _write(
     with all_or_nothing():
         for path, write in files.items():
             write(path)
+    note_stage(WRITTEN)
     return list(files)
 
 

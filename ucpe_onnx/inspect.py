@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before what follows is imported, which the child alone needs
+    from ucpe_onnx.commands.supervisor import supervise
+
+    supervise()
+
 import argparse
 import math
 import sys

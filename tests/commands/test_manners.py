@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+import ucpe_onnx
 from tests.builders import Net
 from ucpe_onnx.cli import main
 from ucpe_onnx.commands import progress
@@ -150,6 +151,59 @@ def test_a_loader_that_leaves(folder, capsys):
         err = capsys.readouterr().err
         assert err.startswith(f"error: {name}:samples: ") and "SystemExit" in err and len(err.splitlines()) == 1
     assert not Path("out.onnx").exists()
+
+
+# Death
+
+CRASH = """
+import os, signal
+
+def samples():
+    os.kill(os.getpid(), signal.{signal})
+    yield {{}}
+"""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGSEGV", 1), ("SIGABRT", 1), ("SIGKILL", 137)])
+def test_a_process_that_dies_is_told_of(folder, name, status):
+    """As onnxruntime does on some malformed models: nobody else is left to say so."""
+    (folder / "crash.py").write_text(CRASH.format(signal=name))
+    done = subprocess.run(
+        command(*QUICK, "--data", "crash:samples"), capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == status and not Path("out.onnx").exists()
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error"))
+    how = f"was ended by {name}" if name == "SIGKILL" else f"died of {name}"
+    assert line.startswith(f"error: the process {how} at the stage 'load'; nothing was written")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the child")
+def test_who_kills_the_parent_ends_the_job(folder):
+    (folder / "loader.py").write_text(SLOW)
+    with subprocess.Popen(command(*QUICK, "--data", "loader:samples"), stderr=subprocess.PIPE, text=True) as process:
+        while not Path("begun").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        process.kill()
+        assert "ended by SIGTERM; nothing was written" in process.stderr.read()  # of the child, which holds it open
+    assert not Path("out.onnx").exists()
+
+
+def test_doors_are_supervised_and_pass_everything_on(folder):
+    for module, arguments in (("ucpe_onnx", ["--version"]), ("ucpe_onnx.inspect", ["in.onnx"])):
+        done = subprocess.run(command(*arguments, module=module), capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout and not done.stderr
+    done = subprocess.run(command("none.onnx", "out.onnx"), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "no such file" in done.stderr
+
+
+def test_the_package_is_imported_piece_by_piece():
+    """The parent that waits holds none of what the child needs."""
+    script = "import sys, ucpe_onnx; assert not {'onnx', 'onnxruntime', 'ortools'} & set(sys.modules); ucpe_onnx.prune"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert set(ucpe_onnx.__all__) <= set(dir(ucpe_onnx)) and all(hasattr(ucpe_onnx, n) for n in ucpe_onnx.__all__)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = ucpe_onnx.nothing_like_it
 
 
 # Progress

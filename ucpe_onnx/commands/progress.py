@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ucpe_onnx.commands.shared import make_console
+from ucpe_onnx.commands.supervisor import note_stage
 
 _PAUSE = 0.1
 """Seconds between two drawings of a bar; no thread draws it, which would disturb timings."""
@@ -44,11 +45,11 @@ def shown_progress(*, quiet: bool) -> Iterator[Tell]:
     """Something to tell about progress; it shows nothing if quiet."""
     console = make_console(stderr=True)
     if quiet:
-        yield lambda stage, share=None, detail="": None
+        yield _Noting(None)
     elif not console.is_terminal:
         lines = _Lines(console)
         try:
-            yield lines
+            yield _Noting(lines)
         finally:
             lines.close()
     else:
@@ -61,7 +62,7 @@ def shown_progress(*, quiet: bool) -> Iterator[Tell]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
-            yield _Bar(bar)
+            yield _Noting(_Bar(bar))
 
 
 def stages_told(tell: Tell) -> _Stages:
@@ -79,6 +80,18 @@ class _Stages:
             self._tell(stage, float(last[:-1]) / 100)
         else:
             self._tell(text)
+
+
+class _Noting:
+    """Hands on what it is told, and notes the stage for whoever supervises the process."""
+
+    def __init__(self, to: Tell | None) -> None:
+        self._to = to
+
+    def __call__(self, stage: str, share: float | None = None, detail: str = "") -> None:
+        note_stage(stage)
+        if self._to is not None:
+            self._to(stage, share, detail)
 
 
 class _Lines:
