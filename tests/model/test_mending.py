@@ -75,3 +75,11 @@ def test_what_it_computes_is_not_mended() -> None:
     model.graph.node[0].attribute.append(helper.make_attribute("unheard_of", 1))
     with pytest.raises(ModelError, match="unheard_of"):
         checked_or_mended(model, "m")
+
+
+def test_what_onnxruntime_does_not_bear_is_refused() -> None:
+    """What is declared is written again, so mending it in memory is not enough."""
+    model = network()
+    model.graph.output[0].type.tensor_type.elem_type = 128
+    with pytest.raises(ModelError, match="onnxruntime can't load it"):
+        prune(model, bench_seconds=0)

@@ -10,6 +10,7 @@ from ucpe_onnx.options import Options
 from ucpe_onnx.run.context import Run, top1
 from ucpe_onnx.run.feeds import Feeds, prepare_feeds
 from ucpe_onnx.run.stages import Stages
+from ucpe_onnx.runtime.session import make_session
 from ucpe_onnx.runtime.verify import verify
 from ucpe_onnx.selection.criteria import check_weights
 from ucpe_onnx.selection.select import matches
@@ -29,6 +30,8 @@ def opened(model: ModelSource, options: Options, offload: Offload, stages: Stage
     """
     with stages("load"):
         source = open_source(model, offload)
+        if source.mending is not None:  # what it declares is written again: onnxruntime has to bear it
+            make_session(source.mending.undone(source.model), options.run_options(), where=source.label)
         feeds = prepare_feeds(source, options)
         _check_expansion(source, feeds, options)
         accuracy = top1(source.model, feeds, options)
