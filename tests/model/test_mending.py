@@ -77,9 +77,13 @@ def test_what_it_computes_is_not_mended() -> None:
         checked_or_mended(model, "m")
 
 
-def test_what_onnxruntime_does_not_bear_is_refused() -> None:
+@pytest.mark.parametrize("what", ["type", "version"])
+def test_what_onnxruntime_does_not_bear_is_refused(what: str) -> None:
     """What is declared is written again, so mending it in memory is not enough."""
     model = network()
-    model.graph.output[0].type.tensor_type.elem_type = 128
+    if what == "type":
+        model.graph.output[0].type.tensor_type.elem_type = 128
+    else:
+        model.ClearField("ir_version")
     with pytest.raises(ModelError, match="onnxruntime can't load it"):
         prune(model, bench_seconds=0)

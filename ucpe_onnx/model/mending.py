@@ -26,20 +26,23 @@ class Mending:
 
     Attributes:
         problem: what the checker says of the model as it is.
-        ir_version: the model's own.
+        ir_version: the model's own; None if it has none.
         outputs: the graph's outputs as they were declared.
         complete: whether shape inference, too, accepts the mended model.
     """
 
     problem: str
-    ir_version: int
+    ir_version: int | None
     outputs: tuple[onnx.ValueInfoProto, ...]
     complete: bool
 
     def undone(self, emitted: onnx.ModelProto) -> onnx.ModelProto:
         """A model that was made of the mended one, with what the user's declares."""
         copy = copy_model(emitted, ())
-        copy.ir_version = self.ir_version
+        if self.ir_version is None:
+            copy.ClearField("ir_version")
+        else:
+            copy.ir_version = self.ir_version
         del copy.graph.output[:]
         copy.graph.output.extend(self.outputs)
         return copy
@@ -71,7 +74,9 @@ def checked_or_mended(model: onnx.ModelProto, where: str) -> tuple[onnx.ModelPro
         if not complete:
             check_model(mended, where, shapes=False)
         problem = str(error).removeprefix(f"{where}: ").removesuffix(".")
-        return mended, Mending(problem, model.ir_version, tuple(model.graph.output), complete)
+        return mended, Mending(
+            problem, model.ir_version if model.HasField("ir_version") else None, tuple(model.graph.output), complete
+        )
     return model, None
 
 
