@@ -25,6 +25,7 @@ from ucpe_onnx.commands.config import apply_config
 from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
 from ucpe_onnx.commands.progress import shown_progress
 from ucpe_onnx.commands.shared import (
+    Parser,
     add_common,
     add_config,
     add_json,
@@ -98,7 +99,7 @@ class Rounds:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``python -m ucpe_onnx.bench``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ucpe_onnx.bench",
         usage="%(prog)s a.onnx [b.onnx ...] [options]",
         allow_abbrev=False,

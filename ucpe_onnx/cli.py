@@ -12,7 +12,7 @@ from typing import Any
 from ucpe_onnx.commands.config import apply_config
 from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
 from ucpe_onnx.commands.progress import shown_progress, stages_told
-from ucpe_onnx.commands.shared import add_common, add_config, add_json, check_outputs, make_console, write_json
+from ucpe_onnx.commands.shared import Parser, add_common, add_config, add_json, check_outputs, make_console, write_json
 from ucpe_onnx.commands.supervisor import WRITTEN, note_stage
 from ucpe_onnx.errors import EXIT_DONE, NotFasterError, UsageError
 from ucpe_onnx.flags import add_flags, given
@@ -36,7 +36,7 @@ siblings: python -m ucpe_onnx.inspect MODEL lists consumers, segments and what i
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``python -m ucpe_onnx``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ucpe_onnx",
         usage="%(prog)s in.onnx out.onnx [options]",
         allow_abbrev=False,

@@ -23,6 +23,7 @@ from rich.table import Table
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
 from ucpe_onnx.commands.shared import (
+    Parser,
     add_common,
     check_outputs,
     make_console,
@@ -134,7 +135,7 @@ def overridable_note(traced: Trace) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``python -m ucpe_onnx.inspect``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ucpe_onnx.inspect",
         usage="%(prog)s in.onnx [options]",
         allow_abbrev=False,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.errors import MaskError
+from ucpe_onnx.model.limits import excess_of
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
@@ -37,6 +38,8 @@ def load_masks(path: str | os.PathLike[str], channels: Mapping[str, int]) -> dic
     file = Path(path)
     if not file.is_file():
         raise MaskError(f"{file}: no such file; give an .npz or .json mask file")
+    if excess := excess_of(file):
+        raise MaskError(f"{file}: {excess}: not a mask file")
     raw = _read_json(file) if file.suffix == ".json" else _read_npz(file, channels)
     try:
         return check_masks(raw, channels)

@@ -21,6 +21,7 @@ from ucpe_onnx.commands.config import apply_config
 from ucpe_onnx.commands.guard import guarded, library_output_to_stderr
 from ucpe_onnx.commands.progress import Tell, shown_progress
 from ucpe_onnx.commands.shared import (
+    Parser,
     add_common,
     add_config,
     add_json,
@@ -54,7 +55,7 @@ Needs torch: pip install "ucpe-onnx[train]".
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ucpe_onnx.pdp",
         usage="%(prog)s in.onnx masks.npz --data TRAIN [options]",
         allow_abbrev=False,

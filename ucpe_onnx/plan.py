@@ -15,6 +15,7 @@ import onnx
 from ucpe_onnx.errors import MaskError
 from ucpe_onnx.lowerings import LOWERINGS, UNSAID, Lowering
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.limits import excess_of
 from ucpe_onnx.model.new_weights import NewWeight, load_weights, save_weights, weights_sha256, with_weights
 from ucpe_onnx.model.writing import all_or_nothing, removed_afterwards, write_text
 
@@ -219,6 +220,8 @@ class Plan:
         if file.exists() and not file.is_file() and not file.is_dir():  # a pipe or a device may never end
             raise MaskError(f"{file}: is no regular file; give a plan that --save-plan wrote")
         try:
+            if excess := excess_of(file):
+                raise MaskError(f"{file}: {excess}: not a plan")
             raw = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise MaskError(f"{file}: no such file; give a plan that --save-plan wrote") from error

@@ -22,7 +22,7 @@ from ucpe_onnx.calibration.cache import CACHE_VARIABLE, cache_directory, load_ra
 from ucpe_onnx.cli import main
 from ucpe_onnx.commands.shared import printable
 from ucpe_onnx.model.files import load_model
-from ucpe_onnx.model.skeleton import inferred
+from ucpe_onnx.model.skeleton import inferred, skeleton
 from ucpe_onnx.samples import reading
 
 SECONDS = 20.0
@@ -62,6 +62,39 @@ def test_concats_that_double(folder, fails, start, times):
     else:
         light = inferred(onnx.load(folder / "bomb.onnx"))
         assert sum(value.ByteSize() for value in light.graph.value_info) < 1e6
+
+
+@pytest.mark.parametrize("kind", ["Add", "Cast", "If", "Slice", "Tile"])
+def test_what_multiplies_doubled_shapes(kind):
+    """Hundreds of copies of a long one, chains inside of a body, and lengths that only propagation knows."""
+    model = doubling("Shape" if kind == "Slice" else "constant", 14)
+    last, nodes = model.graph.output[-1].name, model.graph.node
+    if kind in ("Add", "Cast"):
+        for index in range(400):
+            more = {"to": TensorProto.INT64} if kind == "Cast" else {}
+            inputs = [last] if kind == "Cast" else [last, last]
+            nodes.append(helper.make_node(kind, inputs, [f"m{index}"], **more))
+            last = f"m{index}"
+    elif kind == "Tile":
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([100_000]), "times"))
+        nodes.append(helper.make_node("Tile", [last, "times"], ["tiled"]))
+    elif kind == "If":
+        chain = [helper.make_node("Concat", [f"b{i}" if i else last] * 2, [f"b{i + 1}"], axis=0) for i in range(12)]
+        out = [helper.make_tensor_value_info("b12", TensorProto.INT64, [None])]
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.bool_(True), "condition"))
+        body = helper.make_graph(chain, "body", [], out)
+        nodes.append(helper.make_node("If", ["condition"], ["chosen"], then_branch=body, else_branch=body))
+    before = resident_mb()
+    light = inferred(skeleton(model))
+    assert resident_mb() - before < 300
+    assert sum(value.ByteSize() for value in light.graph.value_info) < 1e6
+
+
+def resident_mb() -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("only Linux tells how much memory the process has taken")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def test_shapes_of_ordinary_size_are_still_propagated():
@@ -165,8 +198,33 @@ def test_nothing_steers_the_terminal(folder, capsys):
 
 
 def test_printable():
-    assert printable("Ümläut 漢字 🙂\n") == "Ümläut 漢字 🙂\n"
-    assert printable("a\x1bb\u202ec\x00") == r"a\x1bb\u202ec\x00"
+    assert printable("Ümläut 漢字 🙂") == "Ümläut 漢字 🙂"
+    assert printable("a\x1bb\u202ec\x00\nerror: forged\u2028") == r"a\x1bb\u202ec\x00\nerror: forged\u2028"
+
+
+def test_arguments_do_not_steer_it_either(folder, capsys):
+    for arguments in (["--config", f"{ESCAPES}.toml"], [f"--foo{ESCAPES}"]):
+        with pytest.raises(SystemExit):
+            main(["in.onnx", "out.onnx", *arguments])
+        assert not {"\x1b", "\x07", "\u202e", "\x9b"}.intersection(capsys.readouterr().err)
+
+
+# Files that are too large to be what they should be
+
+
+@pytest.mark.parametrize("flag", ["model", "--masks", "--plan", "--config"])
+def test_files_without_an_end(folder, capsys, flag):
+    name = "huge.toml" if flag == "--config" else "huge.json"
+    (folder / name).touch()
+    os.truncate(folder / name, 1 << 40)
+    arguments = [name, "out.onnx"] if flag == "model" else ["in.onnx", "out.onnx", flag, name]
+    if flag == "--config":
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+    else:
+        assert main(arguments) == 1
+    assert "1,099,511,627,776 bytes, more than half of this machine's memory" in capsys.readouterr().err
+    assert not (folder / "out.onnx").exists()
 
 
 # Nobody's process

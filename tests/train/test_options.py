@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,14 @@ def test_checkpoints(tmp_path: Path) -> None:
         load_checkpoint(path, run)
     torch.save([1, 2], path)
     with pytest.raises(DataError, match="is no checkpoint of this tool"):
+        load_checkpoint(path, run)
+    for damaged in ({"run": run}, {"run": [], "state": {"a": 1}}, {"run": run, "state": []}, {"run": run, "state": {}}):
+        torch.save({"format": "ucpe-pdp-checkpoint/1", **damaged}, path)
+        with pytest.raises(DataError, match="is damaged; remove it to start anew"):
+            load_checkpoint(path, run)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="is no regular file"):
         load_checkpoint(path, run)
 
 

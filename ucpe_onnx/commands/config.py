@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ucpe_onnx.model.limits import excess_of
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -26,6 +28,8 @@ def apply_config(parser: argparse.ArgumentParser, arguments: Sequence[str] | Non
         return args
     if config.exists() and not config.is_file() and not config.is_dir():  # a pipe or a device may never end
         parser.error(f"--config {config}: is no regular file")
+    if config.is_file() and (excess := excess_of(config)):
+        parser.error(f"--config {config}: {excess}")
     try:
         table = tomllib.loads(config.read_text(encoding="utf-8"))
     except OSError as error:

@@ -47,9 +47,16 @@ def printable(text: str) -> str:
     if text.isprintable() and not _DIRECTIONS.intersection(text):
         return text
     return "".join(
-        repr(each)[1:-1] if (unicodedata.category(each) == "Cc" and each != "\n") or each in _DIRECTIONS else each
+        repr(each)[1:-1] if unicodedata.category(each) in ("Cc", "Zl", "Zp") or each in _DIRECTIONS else each
         for each in text
     )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages hold nothing that steers the terminal, whatever the arguments are."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message("\n".join(map(printable, message.split("\n"))), file)
 
 
 class _Console(Console):

@@ -19,7 +19,7 @@ from ucpe_onnx.model.external_data import (
     move_weights,
     read_external_data,
 )
-from ucpe_onnx.model.limits import check_tensors
+from ucpe_onnx.model.limits import check_tensors, excess_of
 from ucpe_onnx.model.offload import Offload, has_offloaded, model_file
 from ucpe_onnx.model.serialise import model_size, write_model
 from ucpe_onnx.model.skeleton import skeleton
@@ -63,6 +63,8 @@ def _parse(file: Path) -> onnx.ModelProto:
             raise ModelError(f"{file}: is a directory; give the path of an .onnx model")
         if not stat.S_ISREG(mode):  # a pipe or device may never end, or never begin
             raise ModelError(f"{file}: is no regular file; write the model to one and give its path")
+        if excess := excess_of(file):
+            raise ModelError(f"{file}: {excess}; keep its weights in external data")
         with file.open("rb") as stream:
             start = stream.read(len(_LFS_POINTER))
         if not start:

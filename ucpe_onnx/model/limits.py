@@ -78,6 +78,12 @@ def most_bytes(tensor: TensorProto) -> int:
     return tensor_bytes(tensor) if tensor.data_type in _BITS else prod(tensor.dims)
 
 
+def excess_of(path: Path) -> str:
+    """Why a file is too large to be read whole; "" if it is not."""
+    size, most = path.stat().st_size, machine_memory() // 2
+    return f"takes {size:,} bytes, more than half of this machine's memory" if size > most else ""
+
+
 def check_tensors(model: onnx.ModelProto, where: str) -> None:
     """Refuse tensors that declare more than they hold, which reading would allocate.
 

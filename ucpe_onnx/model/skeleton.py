@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
-
-_SHAPE_TYPES = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
 
 _SMALL = 4096
 """Initializers up to this many elements may be shapes, axes or sizes: shape inference gets to see their values."""
 
 
 _MOST_PROPAGATED = 1 << 20
-"""Elements that joins of shapes may make in all. Inference keeps each as a message of a hundred bytes."""
+"""Elements of shapes and what is computed from them, in all. Inference keeps each as a message of a hundred bytes."""
+
+_LONGEST_SHAPE = 64.0
+"""Elements that the shape of a tensor may have, as far as nobody knows better."""
 
 
 def inferred(light: onnx.ModelProto) -> onnx.ModelProto:
@@ -23,14 +28,45 @@ def inferred(light: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         Exception: of onnx's, of unrelated types, where inference stops.
     """
-    plain = onnx.shape_inference.infer_shapes(light)
-    joined = {name for node in light.graph.node if node.op_type == "Concat" for name in node.output}
-    sizes = (
-        np.prod([max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim], dtype=np.float64)
-        for value in (*plain.graph.value_info, *plain.graph.output)
-        if value.name in joined and value.type.tensor_type.elem_type in _SHAPE_TYPES
-    )
-    return plain if sum(sizes) > _MOST_PROPAGATED else onnx.shape_inference.infer_shapes(light, data_prop=True)
+    if _propagated(light.graph, {}) <= _MOST_PROPAGATED:
+        with contextlib.suppress(Exception):  # what stops propagation does not always stop inference
+            return onnx.shape_inference.infer_shapes(light, data_prop=True)
+    return onnx.shape_inference.infer_shapes(light)
+
+
+def _propagated(graph: onnx.GraphProto, around: Mapping[str, float]) -> float:
+    """How many elements the propagation of integers through a graph may make at most, those of bodies included.
+
+    Args:
+        graph: the graph.
+        around: the elements of integer tensors around it, by name; others are not propagated.
+    """
+    known = {**around, **{t.name: _elements(t) for t in graph.initializer}}
+    total = 0.0
+    for node in graph.node:
+        read = [known.get(name, 0.0) for name in node.input]
+        if node.op_type == "Concat":
+            made = sum(read)
+        elif node.op_type == "Tile":
+            made = math.inf if read and read[0] else 0.0
+        elif node.op_type == "Shape":
+            made = _LONGEST_SHAPE
+        elif node.op_type == "Constant":
+            made = sum(_elements(attribute.t) for attribute in node.attribute if attribute.HasField("t"))
+        else:
+            made = max(read, default=0.0)
+        for name in node.output:
+            known[name] = made
+            total += made if made > _LONGEST_SHAPE else 0.0  # what shapes of ordinary length take is no matter
+        for attribute in node.attribute:
+            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
+            total += sum(_propagated(body, known) for body in bodies)
+    return total
+
+
+def _elements(tensor: onnx.TensorProto) -> float:
+    integers = (onnx.TensorProto.INT32, onnx.TensorProto.INT64)
+    return float(math.prod(tensor.dims)) if tensor.data_type in integers else 0.0
 
 
 def skeleton(model: onnx.ModelProto) -> onnx.ModelProto:

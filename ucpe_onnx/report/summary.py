@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ucpe_onnx.report.html_text import listed, plural
 from ucpe_onnx.report.report import Report, SegmentReport
@@ -144,7 +145,7 @@ def _segments(report: Report) -> Table:
     table.add_column("layout", no_wrap=True)
     table.add_column("made by", ratio=1, no_wrap=True, overflow="ellipsis")
     for s in report.segments:
-        read_by = "\n".join(f"{count} {kind}" for kind, count in s.lowerings.items())
+        read_by = Text("\n".join(f"{count} {kind}" for kind, count in s.lowerings.items()))
         table.add_row(str(s.id), str(s.slots), str(s.emitted), str(s.frozen), read_by, _order(s), listed(s.producers))
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,20 @@ def load_checkpoint(path: Path, run: Mapping[str, Any]) -> Mapping[str, Any] | N
     """
     if not path.exists():
         return None
+    if not path.is_file():
+        raise DataError(f"{path}: is no regular file; give another path to --checkpoint")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files of other kinds, which are refused
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what it likes for a file of another kind
         raise DataError(
             f"{path}: can't be read as a checkpoint ({type(error).__name__}); remove it to start anew"
         ) from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise DataError(f"{path}: is no checkpoint of this tool; give another path to --checkpoint")
+    if not isinstance(found.get("run"), dict) or not isinstance(found.get("state"), dict) or not found["state"]:
+        raise DataError(f"{path}: is damaged; remove it to start anew")
     for name, value in run.items():
         if found["run"].get(name) != value:
             raise DataError(

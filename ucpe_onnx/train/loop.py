@@ -135,7 +135,12 @@ class Trainer:
         best: tuple[float, int] = (-math.inf, 0)
         state = None if checkpoint is None else load_checkpoint(checkpoint, identity)
         if state is not None:
-            best = self._restore(state)
+            try:
+                best = self._restore(state)
+            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+                raise DataError(
+                    f"{checkpoint}: does not fit this run ({type(error).__name__}); remove it to start anew"
+                ) from error
         for number in range(len(self.epochs) + 1, self.options.epochs + 1):
             epoch = self._epoch(number)
             self.epochs.append(epoch)
