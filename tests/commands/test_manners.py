@@ -189,6 +189,28 @@ def test_who_kills_the_parent_ends_the_job(folder):
     assert not Path("out.onnx").exists()
 
 
+NESTED = """
+import os, subprocess, sys
+
+def samples():
+    import numpy as np
+    assert "UCPE_STAGE_FILE" not in os.environ
+    inner = [sys.executable, "-m", "ucpe_onnx", "in.onnx", "inner.onnx", "--bench-seconds", "0", "-q"]
+    subprocess.run(inner, check=True)
+    yield {"x": np.ones((1, 8, 4, 4), np.float32)}
+"""
+
+
+def test_a_job_within_a_job_writes_into_no_file_of_the_others(folder):
+    (folder / "nested.py").write_text(NESTED)
+    done = subprocess.run(
+        command(*QUICK, "-q", "--data", "nested:samples"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("in.onnx", "inner.onnx", "out.onnx"):
+        onnx.checker.check_model(name)
+
+
 def test_doors_are_supervised_and_pass_everything_on(folder):
     for module, arguments in (("ucpe_onnx", ["--version"]), ("ucpe_onnx.inspect", ["in.onnx"])):
         done = subprocess.run(command(*arguments, module=module), capture_output=True, text=True, check=False)

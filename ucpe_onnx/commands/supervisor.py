@@ -19,6 +19,9 @@ from types import FrameType
 _STAGE_FILE = "UCPE_STAGE_FILE"
 """The environment variable with the number of the open file that the child notes its stage in."""
 
+_notes: int | None = None
+"""The open file that this process notes its stage in, if it is supervised."""
+
 _WIDTH = 64
 """Bytes of a note."""
 
@@ -33,7 +36,11 @@ _PR_SET_PDEATHSIG = 1
 
 def supervise() -> None:
     """Go on in a child, in which this returns; the parent waits for it, and exits with its exit code."""
-    if _STAGE_FILE in os.environ:
+    global _notes  # noqa: PLW0603  # one file a process
+    given = os.environ.pop(_STAGE_FILE, None)  # what this process starts has other files of that number
+    if given is not None:
+        _notes = int(given)
+        os.set_inheritable(_notes, False)
         _end_with_the_parent()
         return
     if os.name != "posix":
@@ -65,10 +72,9 @@ def _end_with_the_parent() -> None:
 
 def note_stage(stage: str) -> None:
     """Note what the process does, for whoever has to say what it died of; nothing outside of :func:`supervise`."""
-    number = os.environ.get(_STAGE_FILE)
-    if number is not None:
-        with contextlib.suppress(OSError, ValueError):
-            os.pwrite(int(number), stage.encode(errors="replace")[:_WIDTH].ljust(_WIDTH), 0)
+    if _notes is not None:
+        with contextlib.suppress(OSError):
+            os.pwrite(_notes, stage.encode(errors="replace")[:_WIDTH].ljust(_WIDTH), 0)
 
 
 WRITTEN = "its files were written"

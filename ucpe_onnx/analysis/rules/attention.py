@@ -90,23 +90,36 @@ def _side_by_side(tracer: Tracer, node: Node, query: str, key: str, value: str) 
 
 def rotary_embedding(tracer: Tracer, node: Node) -> None:
     """Every head is rotated by itself: X as (batch, heads, time, size) or (batch, time, heads * size)."""
+    heads, width = int(node.attributes.get("num_heads", 0)), tracer.size((node.inputs[0], 2))
+    rotated(tracer, node, width // heads if heads and width and width % heads == 0 else 0)
+
+
+def rotated(tracer: Tracer, node: Node, size: int) -> None:
+    """Whole heads pass a rotation; their number, where it is an attribute, follows.
+
+    Args:
+        tracer: the tracer.
+        node: the rotation; its first input is the data, and all others stay as they are.
+        size: channels of a head, where heads lie side by side; 0 if that is not known.
+    """
     data, out = node.inputs[0], node.outputs[0]
-    rank, heads = tracer.rank(data), int(node.attributes.get("num_heads", 0))
     reason = f"rotated axis of RotaryEmbedding at {node.name}"
     others: list[TensorKey | None] = [tracer.operand(node, index) for index in range(1, len(node.inputs))]
     for key in others:
         tracer.freeze(key, reason)
+    rank = tracer.rank(data)
     width = tracer.size((data, 2)) if rank == 3 else None
     if rank == 4:
         tracer.link((data, 1), (out, 1), node)
         for tensor in (data, out):
             tracer.freeze(tensor, reason, [0, 2, 3])
-    elif width and heads and width % heads == 0:
+    elif width and size and width % size == 0:
         tracer.link((data, 2), (out, 2), node)
         for tensor in (data, out):
             tracer.freeze(tensor, reason, [0, 1])
-        tracer.tie((out, 2), np.arange(width, dtype=np.int64) // (width // heads))
-        tracer.rewrite(node, lambda edit: edit.set_attribute("num_heads", edit.size((out, 2)) // (width // heads)))
+        tracer.tie((out, 2), np.arange(width, dtype=np.int64) // size)
+        if node.attributes.get("num_heads", 0):
+            tracer.rewrite(node, lambda edit: edit.set_attribute("num_heads", edit.size((out, 2)) // size))
     else:
         tracer.freeze_node(node, reason)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
+from ucpe_onnx.analysis.rules.attention import rotated
 from ucpe_onnx.analysis.rules.common import elementwise
-from ucpe_onnx.analysis.slots import TensorKey
 from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
 
 _SUM = 3
@@ -85,30 +85,11 @@ def multi_head(tracer: Tracer, node: Node) -> None:
 
 
 def rotary_embedding(tracer: Tracer, node: Node) -> None:
-    """Every head is rotated by itself: data as (batch, heads, time, size) or (batch, time, heads * size)."""
-    data, out = node.inputs[0], node.outputs[0]
-    rank, reason = tracer.rank(data), f"rotated axis of {_name(node)} at {node.name}"
+    """As ONNX's own; without a number of heads, the table of cosines tells half the size of one."""
+    heads, width = int(node.attributes.get("num_heads", 0)), tracer.size((node.inputs[0], 2))
     table = tracer.operand(node, 2)
-    others: list[TensorKey | None] = [tracer.operand(node, index) for index in range(1, len(node.inputs))]
-    for key in others:
-        tracer.freeze(key, reason)
-    given = int(node.attributes.get("num_heads", 0))
     half = None if table is None or tracer.rank(table) != 2 else tracer.size((table, 1))
-    width = tracer.size((data, 2)) if rank == 3 else None
-    size = width // given if given and width else 2 * half if half else 0
-    if rank == 4:
-        tracer.link((data, 1), (out, 1), node)
-        for tensor in (data, out):
-            tracer.freeze(tensor, reason, [0, 2, 3])
-    elif width and size and width % size == 0:
-        tracer.link((data, 2), (out, 2), node)
-        for tensor in (data, out):
-            tracer.freeze(tensor, reason, [0, 1])
-        tracer.tie((out, 2), np.arange(width, dtype=np.int64) // size)
-        if given:
-            tracer.rewrite(node, lambda edit: edit.set_attribute("num_heads", edit.size((out, 2)) // size))
-    else:
-        tracer.freeze_node(node, reason)
+    rotated(tracer, node, width // heads if heads and width and width % heads == 0 else 2 * (half or 0))
 
 
 def _name(node: Node) -> str:

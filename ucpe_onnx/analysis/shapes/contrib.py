@@ -12,6 +12,7 @@ from ucpe_onnx.analysis.shapes.operators import (
     INT64,
     Rule,
     broadcast,
+    by_rule,
     concat,
     conv,
     dimension,
@@ -30,11 +31,7 @@ def contrib_shapes(facts: Facts) -> Sequence[Shape | None]:
     Returns:
         One entry for each output that something is known of; a dimension that may differ between runs is None.
     """
-    rule = _RULES.get(facts.op)
-    if rule is None:
-        return ()
-    made = rule(facts)
-    return made if isinstance(made, list) else [made]
+    return by_rule(_RULES, facts)
 
 
 def _elementwise(facts: Facts) -> Shape | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import TypeAlias
@@ -36,7 +36,12 @@ def output_shapes(facts: Facts) -> Sequence[Shape | None]:
     Returns:
         One entry for each output that something is known of; a dimension that may differ between runs is None.
     """
-    rule = _RULES.get(facts.op)
+    return by_rule(_RULES, facts)
+
+
+def by_rule(rules: Mapping[str, Rule], facts: Facts) -> Sequence[Shape | None]:
+    """What the rule for an operator says, in a list; nothing without a rule."""
+    rule = rules.get(facts.op)
     if rule is None:
         return ()
     made = rule(facts)
