@@ -32,7 +32,7 @@ from ucpe_onnx.version import __version__
 
 _SHARE = 0.1
 """Of the time that is left, for a segment among many: most need next to none of it, and leave it to the others."""
-_EFFORT = 0.3
+_EFFORT = 0.05
 """Of the solver, for a segment: more takes seconds and hardly ever changes what is emitted."""
 _TOLERANCE = 0.01
 """A layout that is proven to be this close to the best one is good enough: predictions are not as good as that."""

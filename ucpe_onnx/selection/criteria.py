@@ -160,7 +160,8 @@ def score_consumers(trace: Trace, criterion: str, seed: int = 0) -> dict[str, Fl
         widths = np.bincount(unit_of.reshape(-1))
         if len(units) < consumer.channels:
             order = np.argsort(unit_of, kind="stable")
-            weights = _merge_rows(weights[order], widths)
+            in_order = bool((order[1:] > order[:-1]).all())  # as behind a Flatten; those weights are the largest of all
+            weights = _merge_rows(weights if in_order else weights[order], widths)
         gamma = None if gammas is None else gammas.get((consumer.segment, name))
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         filters = Filters(weights, gamma, generator, widths)
@@ -201,11 +202,11 @@ def channel_matrix(trace: Trace, consumer: Consumer) -> FloatArray:
 
 def _merge_rows(weights: FloatArray, counts: npt.NDArray[np.int64]) -> FloatArray:
     """Put rows of the same slot side by side; shorter slots are padded with zeros, which change no criterion."""
+    if (counts == counts[0]).all():
+        return weights.reshape(len(counts), -1)
     width = weights.shape[1]
     merged = np.zeros((len(counts), int(counts.max()) * width), dtype=weights.dtype)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    if (counts == counts[0]).all():
-        return weights.reshape(len(counts), -1)
     for row, count in enumerate(counts):
         merged[row, : count * width] = weights[starts[row] : starts[row + 1]].reshape(-1)
     return merged

@@ -327,6 +327,11 @@ class Layout:
         """Its cost."""
         return self.priced.us
 
+    @cached_property
+    def served(self) -> int:
+        """The readers that read blocks, as a bit mask."""
+        return sum(1 << index for index, kind in enumerate(self.priced.kinds) if kind in BLOCKWISE)
+
     def replaced(self, index: int, group: Partition) -> Layout:
         """The layout with another partition of one group."""
         return Layout(self.prices, self.duplicated, (*self.groups[:index], group, *self.groups[index + 1 :]))

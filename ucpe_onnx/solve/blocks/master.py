@@ -78,7 +78,7 @@ def _able(prices: BlockPrices, group: int) -> list[int]:
 
 def near_types(prices: BlockPrices, layout: Layout) -> list[list[int]]:
     """The types of a layout's blocks, two of them merged, and all sets of those readers that are expensive."""
-    served = _served(layout)
+    served = layout.served
     dear = sorted(range(len(prices.rates)), key=lambda index: -prices.rates[index] * bool(served >> index & 1))
     readers = sum(1 << index for index in dear[:_DEAR])
     families = []
@@ -86,11 +86,6 @@ def near_types(prices: BlockPrices, layout: Layout) -> list[list[int]]:
         own = [piece.mask & served for piece in group.pieces]
         families.append(list(dict.fromkeys([*types, *own, *(a | b for a, b in combinations(own, 2))])))
     return families
-
-
-def _served(layout: Layout) -> int:
-    """The readers that read blocks."""
-    return sum(1 << index for index, kind in enumerate(layout.priced.kinds) if kind in BLOCKWISE)
 
 
 def model_size(prices: BlockPrices, families: Families | None = None) -> int:
@@ -121,7 +116,7 @@ def solve_master(prices: BlockPrices, families: Families, known: Layout, limits:
     solver.parameters.max_deterministic_time = limits.deterministic
     solver.parameters.relative_gap_limit = limits.tolerance
     solver.parameters.cp_model_probing_level = 0  # takes longer than it saves here, as do the next two
-    solver.parameters.max_presolve_iterations = 2
+    solver.parameters.max_presolve_iterations = 1
     solver.parameters.linearization_level = 0
     status = solve(solver, model.model)
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -134,7 +129,7 @@ def solve_master(prices: BlockPrices, families: Families, known: Layout, limits:
 def _hint(model: BlockModel, known: Layout) -> None:
     """Let the search start from a layout."""
     chosen = known.priced.kinds
-    served = _served(known)
+    served = known.served
     for kinds, best in zip(model.kinds, chosen, strict=True):
         for kind, variable in kinds.items():
             model.model.add_hint(variable, kind == best)

@@ -10,6 +10,9 @@ from ucpe_onnx.solve.blocks.layout import BlockPrices, FloatArray, Part, Partiti
 
 _MAX_CELLS = 160
 
+EVERYBODY = -1
+"""All readers, as a bit mask."""
+
 
 def single(prices: BlockPrices, group: int, duplicated: int, quantum: int = 1) -> Partition:
     """Everything that is required in one block; none if nothing is. Its width is rounded if there is enough for it."""
@@ -49,7 +52,7 @@ def partitions(
         return [whole]
     found = []
     for parts in _merged(prices, group, cells, rates, most):
-        partition = fitted(prices, group, duplicated, parts, quantum)
+        partition = fitted(prices, group, duplicated, parts, quantum, served)
         if len(partition.parts) > 1:
             found.append(partition)
     return [*found, whole]
@@ -110,7 +113,16 @@ def _merged(
             yield [part for part in parts if part]
 
 
-def fitted(prices: BlockPrices, group: int, duplicated: int, parts: Sequence[Part], quantum: int) -> Partition:
+def fitted(
+    prices: BlockPrices,
+    group: int,
+    duplicated: int,
+    parts: Sequence[Part],
+    quantum: int,
+    served: int = EVERYBODY,
+    *,
+    tight: bool = False,
+) -> Partition:
     """Round widths: up while there is something to fill up with, else down by moving channels to another block.
 
     Args:
@@ -119,6 +131,8 @@ def fitted(prices: BlockPrices, group: int, duplicated: int, parts: Sequence[Par
         duplicated: Readers whose channels need not be there.
         parts: The required channels of the blocks; empty ones don't count.
         quantum: Channels to whose multiples widths are rounded if possible.
+        served: Readers that read blocks: whatever moves, moves where it costs these the least.
+        tight: Fill up no more than one block of all would have to be, and take from the block first that is read least.
 
     Returns:
         A valid partition, with fewer blocks than `parts` if it has to be.
@@ -127,6 +141,8 @@ def fitted(prices: BlockPrices, group: int, duplicated: int, parts: Sequence[Par
     live = [dict(part) for part in parts if part]
     counts = [sum(part.values()) for part in live]
     spare = prices.totals[group] - sum(counts)
+    if tight:
+        spare = min(spare, _rounded(sum(counts), quantum) - sum(counts))
     wanted = quantum
     trimmed: set[int] = set()
     while len(live) > 1:
@@ -140,12 +156,15 @@ def fitted(prices: BlockPrices, group: int, duplicated: int, parts: Sequence[Par
                 break
             quantum, trimmed = problem.width_multiple, set()
             continue
-        worst = max(open_, key=lambda place: (missing[place], -counts[place]))
+        if tight and not trimmed:
+            worst = min(open_, key=lambda place: prices.weight(_mask(prices, live[place]) & served))
+        else:
+            worst = max(open_, key=lambda place: (missing[place], -counts[place]))
         trimmed.add(worst)
         surplus = counts[worst] if counts[worst] < problem.minimum else counts[worst] % quantum
         if surplus:
             sinks = [place for place in open_ if place != worst]
-            _move(prices, duplicated, live, worst, count=surplus, sinks=sinks)
+            _move(prices, served & ~duplicated, live, worst, count=surplus, sinks=sinks)
             counts = [sum(part.values()) for part in live]
         if not counts[worst]:
             del live[worst], counts[worst]
@@ -154,25 +173,25 @@ def fitted(prices: BlockPrices, group: int, duplicated: int, parts: Sequence[Par
 
 
 def trimmed(
-    prices: BlockPrices, duplicated: int, parts: Sequence[Part], source: int, *, count: int, sink: int
+    prices: BlockPrices, served: int, parts: Sequence[Part], source: int, *, count: int, sink: int
 ) -> list[Part]:
-    """Parts with so many channels moved from one to another, those first that cost the readers least."""
+    """Parts with so many channels moved from one to another, those first that cost the readers of blocks least."""
     copies = [dict(part) for part in parts]
-    _move(prices, duplicated, copies, source, count=count, sinks=[sink])
+    _move(prices, served, copies, source, count=count, sinks=[sink])
     return copies
 
 
 def _move(
-    prices: BlockPrices, duplicated: int, parts: list[Part], source: int, *, count: int, sinks: Sequence[int]
+    prices: BlockPrices, served: int, parts: list[Part], source: int, *, count: int, sinks: Sequence[int]
 ) -> None:
-    """Move so many channels out of a block to others, where it costs the readers least, in place."""
+    """Move so many channels out of a block to others, where it costs the readers of blocks least, in place."""
     while count:
         offers = []
         for sink in sinks:
-            reading = _mask(prices, parts[sink]) & ~duplicated
+            reading = _mask(prices, parts[sink]) & served
             width = sum(parts[sink].values())
             for member, have in parts[source].items():
-                mask = prices.masks[member] & ~duplicated
+                mask = prices.masks[member] & served
                 batch = min(count, have)
                 growth = prices.weight(mask & ~reading) * width / batch + prices.weight(reading & ~mask)
                 offers.append((growth, member, sink, batch))

@@ -23,6 +23,7 @@ _BEAM = 3
 _LARGEST = 4  # readers served exactly, in the beam
 _TYPICAL = 3  # blocks that a reader reads
 _STARTS = 4  # of the local search
+_STARTS_FEW = 8  # the same if there are few readers: most of them end at once
 _EVALUATIONS = 3000
 _NOTICED = 1e-9  # a smaller relative improvement is none
 
@@ -52,8 +53,9 @@ def warm_start(prices: BlockPrices, known: Sequence[Layout], late: Late) -> Layo
         late: Whether time is up.
     """
     best = min(known, key=_us)
+    starts = _STARTS_FEW if len(prices.problem.readers) <= _ALL_SUBSETS else _STARTS
     while True:
-        for start in _diverse([best, *_Construction(prices, best.duplicated, late).layouts()]):
+        for start in _diverse([best, *_Construction(prices, best.duplicated, late).layouts()], starts):
             best = min(best, improved(start, late), key=_us)
         further = [1 << index for index in _able(prices) if not best.duplicated >> index & 1]
         step = best
@@ -84,12 +86,12 @@ def _duplicating(layout: Layout, reader: int) -> Layout:
     return Layout(prices, duplicated, tuple(groups))
 
 
-def _diverse(layouts: Sequence[Layout]) -> list[Layout]:
+def _diverse(layouts: Sequence[Layout], count: int) -> list[Layout]:
     """The best layouts, one for each number of blocks."""
     starts: dict[int, Layout] = {}
     for layout in sorted(layouts, key=_us):
         starts.setdefault(sum(len(group.parts) for group in layout.groups), layout)
-    return list(starts.values())[:_STARTS]
+    return list(starts.values())[:count]
 
 
 def _whole(prices: BlockPrices, duplicated: int, quantum: int = 1) -> Layout:
@@ -186,7 +188,7 @@ def improved(start: Layout, late: Late) -> Layout:
     count = len(start.groups)
     while idle < count and left > 0 and not late():
         idle += 1
-        for parts in _moves(best.prices, best.groups[group], best.prices.most(group)):
+        for parts in _moves(best, group):
             left -= 1
             if left < 0 or late():
                 break
@@ -207,7 +209,8 @@ def _same(a: Partition, b: Partition) -> bool:
 
 def _fittings(layout: Layout, group: int, parts: Sequence[Part]) -> Iterator[Partition]:
     for quantum in _quanta(layout.prices):
-        yield fitted(layout.prices, group, layout.duplicated, parts, quantum)
+        for tight in (False, True):
+            yield fitted(layout.prices, group, layout.duplicated, parts, quantum, layout.served, tight=tight)
 
 
 def _quanta(prices: BlockPrices) -> tuple[int, ...]:
@@ -216,13 +219,13 @@ def _quanta(prices: BlockPrices) -> tuple[int, ...]:
     return tuple(dict.fromkeys([math.lcm(prices.problem.joined_multiple, step), step]))
 
 
-def _moves(prices: BlockPrices, partition: Partition, most: int) -> Iterator[list[Part]]:
+def _moves(layout: Layout, group: int) -> Iterator[list[Part]]:
     """What the blocks could hold instead: two merged, one split by a reader, a rest elsewhere, a class elsewhere."""
-    yield list(partition.parts)
-    parts = partition.parts
+    prices, parts = layout.prices, layout.groups[group].parts
+    yield list(parts)
     for a, b in combinations(range(len(parts)), 2):
         yield [*_without(parts, a, b), _joined(parts[a], parts[b])]
-    if len(parts) < most:
+    if len(parts) < prices.most(group):
         for a, part in enumerate(parts):
             for reader in range(len(prices.problem.readers)):
                 inside = {member: count for member, count in part.items() if prices.masks[member] >> reader & 1}
@@ -235,7 +238,7 @@ def _moves(prices: BlockPrices, partition: Partition, most: int) -> Iterator[lis
             count % (quantum * times) for quantum in _quanta(prices)[:1] for times in (1, 2, 4)
         ):
             if surplus:
-                yield trimmed(prices, partition.duplicated, parts, a, count=surplus, sink=b)
+                yield trimmed(prices, layout.served, parts, a, count=surplus, sink=b)
     for a, part in enumerate(parts):
         for member, count in part.items():
             rest = {other: have for other, have in part.items() if other != member}
