@@ -25,9 +25,12 @@ from ucpe_onnx.solve.blocks import (
     search,
     solve_blocks,
 )
+from ucpe_onnx.solve.blocks import solve as solver_module
 from ucpe_onnx.solve.blocks.bound import lower_bound
 from ucpe_onnx.solve.blocks.layout import BlockPrices
 from ucpe_onnx.solve.blocks.master import SolverLimits, all_types, solve_master
+from ucpe_onnx.solve.blocks.partitions import fitted
+from ucpe_onnx.solve.blocks.problem import OPTIMAL
 
 COSTS = st.integers(0, 40).map(float)
 SMALL = st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.5])
@@ -258,3 +261,29 @@ def test_bound_with_shared_charges_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("ucpe_onnx.solve.blocks.bound._MAX_DUPLICATED", 2)
     shared = lower_bound(BlockPrices(problem))
     assert 0.5 * solution.objective < shared <= solution.objective
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_two_readers_of_one_group_need_no_solver(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planning takes the search's layout for these, unproven as it is."""
+    rng = np.random.default_rng(seed)
+    problem = trunk(rng, 2, int(rng.integers(12, 200)), int(rng.choice([7, 14, 28])), float(rng.uniform(0.2, 0.8)))
+    best = solve_blocks(problem)
+    assert best.status == OPTIMAL
+    monkeypatch.setattr(solver_module, "_refined", lambda _prices, layout, bound, _limits: (layout, bound))
+    assert solve_blocks(problem).objective == pytest.approx(best.objective, rel=1e-6)
+
+
+def test_what_is_read_least_fills_up_the_others() -> None:
+    """Channels of two gathering readers fit beside those that the two readers of blocks keep, in as few units."""
+    served, others = (0, 1), (2, 3)
+    counts = {(0,): 65, (1,): 65, served: 63, others: 45}
+    classes = tuple(SlotClass(0, count, frozenset(kept)) for kept, count in counts.items())
+    cost = Table.of(4, 256, float)
+    readers = tuple(BlockReader(f"r{index}", 0, cost) for index in range(4))
+    problem = BlockProblem(classes, (Group((cost,), spare=18),), readers, (BlockTensor((0,)),))
+    parts = [{member: count} for member, count in enumerate(counts.values())]
+    found = fitted(BlockPrices(problem), 0, 0, parts, 16, served=0b11, tight=True)
+    assert sorted(found.widths) == [32, 64, 64, 80]
+    assert max(range(4), key=lambda place: found.widths[place]) in {0, 1}
+    assert {piece.mask & 0b11 for piece in found.pieces} == {0b00, 0b01, 0b10, 0b11}

@@ -40,10 +40,12 @@ class Piece:
     Attributes:
         mask: the readers that keep a channel of it.
         width: in channels.
+        units: the same, rounded up.
     """
 
     mask: int
     width: int
+    units: int
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class BlockPrices:
         us = 0.0
         for made, group, blocks in zip(self._made_lists, self.problem.groups, pieces, strict=True):
             for piece in blocks:
-                us += made[self.units(piece.width)]
+                us += made[piece.units]
             us += group.block_us * max(0, len(blocks) - 1)
         kinds = [""] * len(self.problem.readers)
         for index, readers in enumerate(self.readers_of):
@@ -245,14 +247,14 @@ class BlockPrices:
         """What each kind costs a reader whose channels have to be there, without what it shares with others."""
         read, joined = self._read_lists[index], self.problem.joined_multiple
         needed = [piece for piece in blocks if piece.mask >> index & 1]
-        units = sum(self.units(piece.width) for piece in needed)
+        units = sum([piece.units for piece in needed])
         offers = {}
         for kind, price in self.problem.readers[index].prices.items():
             if kind in BLOCKWISE:
                 ragged = price.copies is not None and any(piece.width % joined for piece in needed)
                 offers[kind] = price.us(read[units], len(needed), units * self.problem.width_multiple, ragged)
             elif kind in WHOLE:  # what joins the blocks is shared
-                everything = sum(self.units(piece.width) for piece in blocks)
+                everything = sum([piece.units for piece in blocks])
                 offers[kind] = price.us(read[everything], 1, everything * self.problem.width_multiple, ragged=False)
         return offers
 
@@ -287,7 +289,7 @@ class Partition:
             mask = 0
             for member in part:
                 mask |= self.prices.masks[member]
-            found.append(Piece(mask & ~self.duplicated, width))
+            found.append(Piece(mask & ~self.duplicated, width, self.prices.units(width)))
         return tuple(found)
 
     def blocks(self, group: int) -> tuple[Block, ...]:

@@ -52,7 +52,7 @@ def partitions(
         return [whole]
     found = []
     for parts in _merged(prices, group, cells, rates, most):
-        partition = fitted(prices, group, duplicated, parts, quantum, served)
+        partition = fitted(prices, group, duplicated, parts, quantum, served=served)
         if len(partition.parts) > 1:
             found.append(partition)
     return [*found, whole]
@@ -119,8 +119,8 @@ def fitted(
     duplicated: int,
     parts: Sequence[Part],
     quantum: int,
-    served: int = EVERYBODY,
     *,
+    served: int = EVERYBODY,
     tight: bool = False,
 ) -> Partition:
     """Round widths: up while there is something to fill up with, else down by moving channels to another block.

@@ -210,7 +210,7 @@ def _same(a: Partition, b: Partition) -> bool:
 def _fittings(layout: Layout, group: int, parts: Sequence[Part]) -> Iterator[Partition]:
     for quantum in _quanta(layout.prices):
         for tight in (False, True):
-            yield fitted(layout.prices, group, layout.duplicated, parts, quantum, layout.served, tight=tight)
+            yield fitted(layout.prices, group, layout.duplicated, parts, quantum, served=layout.served, tight=tight)
 
 
 def _quanta(prices: BlockPrices) -> tuple[int, ...]:

@@ -14,6 +14,8 @@ from ucpe_onnx.solve.blocks.search import fixed_layouts, warm_start
 
 _SHARE = 0.3  # of the time, for the search before CP-SAT
 _LARGE = 12_000  # a model with all types of blocks that is larger than this finds nothing in time
+_PER_EFFORT = 20_000  # the same for each 1.0 of its own measure of time
+_LEAST = 0.02  # of its own measure of time; with less CP-SAT does not find what some types of blocks improve
 _PROVEN = 1e-9  # a smaller relative gap is none
 
 
@@ -48,12 +50,14 @@ def solve_blocks(
 
 def _refined(prices: BlockPrices, best: Layout, bound: float, limits: SolverLimits) -> tuple[Layout, float]:
     """A better layout and a better bound, by CP-SAT with all types of blocks, or with some if they are too many."""
-    exact = model_size(prices) <= _LARGE
+    exact = model_size(prices) <= min(_LARGE, _PER_EFFORT * limits.deterministic)
+    if not exact:
+        limits = replace(limits, deterministic=limits.deterministic / 4)
+        if limits.deterministic < _LEAST:
+            return best, bound
     types = all_types(prices) if exact else near_types(prices, best)
     if model_size(prices, types) > _LARGE:
         return best, bound
-    if not exact:
-        limits = replace(limits, deterministic=limits.deterministic / 4)
     found = solve_master(prices, types, best, limits)
     if found.layout is not None:
         best = min(best, found.layout, key=lambda layout: layout.us)
