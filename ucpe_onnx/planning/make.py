@@ -33,11 +33,10 @@ from ucpe_onnx.version import __version__
 _SHARE = 0.1
 """Of the time that is left, for a segment among many: most need next to none of it, and leave it to the others."""
 _EFFORT = 0.05
-"""Of the solver, for a segment: more takes seconds and hardly ever changes what is emitted."""
+"""Of the solver, for a segment: more takes seconds and hardly ever changes what is emitted. For two readers at most of
+one group none: the search that comes before it has not been seen to miss the best."""
 _TOLERANCE = 0.01
 """A layout that is proven to be this close to the best one is good enough: predictions are not as good as that."""
-_TOLERANCE_PAIR = 0.1
-"""The same for two readers at most of one group: what comes before the solver has not been seen to miss the best."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,9 @@ class _Planner:
         posed = ProblemMaker(self.costs, self.routes, question).make()
         seconds = max(0.0, ends - time.monotonic())
         pair = len(posed.problem.readers) <= 2 and len(posed.problem.groups) == 1
-        tolerance = _TOLERANCE_PAIR if pair else _TOLERANCE
+        effort = 0.0 if pair else _EFFORT
         found = solve_blocks(
-            posed.problem, seconds=seconds, effort=_EFFORT, tolerance=tolerance, seed=self.settings.seed
+            posed.problem, seconds=seconds, effort=effort, tolerance=_TOLERANCE, seed=self.settings.seed
         )
         return Solved(posed, found, groups)
 

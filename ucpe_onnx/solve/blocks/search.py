@@ -25,6 +25,7 @@ _TYPICAL = 3  # blocks that a reader reads
 _STARTS = 4  # of the local search
 _STARTS_FEW = 8  # the same if there are few readers: most of them end at once
 _EVALUATIONS = 3000
+_TIMES = (1, 2, 4)  # of what widths are rounded to: some kernels cost less if they make more
 _NOTICED = 1e-9  # a smaller relative improvement is none
 
 
@@ -40,7 +41,8 @@ def fixed_layouts(prices: BlockPrices, late: Late = lambda: False) -> list[Layou
     for duplicated in chosen:
         if found and late():
             break
-        found += [_whole(prices, duplicated, quantum) for quantum in _quanta(prices)]
+        quanta = dict.fromkeys(times * quantum for quantum in _quanta(prices) for times in _TIMES)
+        found += [_whole(prices, duplicated, quantum) for quantum in quanta]
     return found
 
 
@@ -54,9 +56,13 @@ def warm_start(prices: BlockPrices, known: Sequence[Layout], late: Late) -> Layo
     """
     best = min(known, key=_us)
     starts = _STARTS_FEW if len(prices.problem.readers) <= _ALL_SUBSETS else _STARTS
+    built: set[int] = set()
     while True:
-        for start in _diverse([best, *_Construction(prices, best.duplicated, late).layouts()], starts):
-            best = min(best, improved(start, late), key=_us)
+        for duplicated in dict.fromkeys((known[0].duplicated, best.duplicated)):
+            layouts = [] if duplicated in built else _Construction(prices, duplicated, late).layouts()
+            built.add(duplicated)
+            for start in _diverse([best, *layouts], starts):
+                best = min(best, improved(start, late), key=_us)
         further = [1 << index for index in _able(prices) if not best.duplicated >> index & 1]
         step = best
         for layout in (_whole(prices, best.duplicated), best):
@@ -234,9 +240,7 @@ def _moves(layout: Layout, group: int) -> Iterator[list[Part]]:
                     yield [*_without(parts, a), inside, outside]
     for a, b in permutations(range(len(parts)), 2):
         count = sum(parts[a].values())
-        for surplus in dict.fromkeys(
-            count % (quantum * times) for quantum in _quanta(prices)[:1] for times in (1, 2, 4)
-        ):
+        for surplus in dict.fromkeys(count % (quantum * times) for quantum in _quanta(prices)[:1] for times in _TIMES):
             if surplus:
                 yield trimmed(prices, layout.served, parts, a, count=surplus, sink=b)
     for a, part in enumerate(parts):

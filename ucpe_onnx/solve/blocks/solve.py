@@ -30,7 +30,8 @@ def solve_blocks(
     Args:
         problem: The problem.
         seconds: Time limit. A valid layout comes back in any case.
-        effort: How long CP-SAT may take by its own deterministic measure, one or two seconds for each 1.0.
+        effort: How long CP-SAT may take by its own deterministic measure, one or two seconds for each 1.0. The less,
+            the smaller are the problems that it is given at all; 0 stands for none.
         tolerance: Stop once the relative gap is proven to be no larger; the status says whether it is closed.
         seed: For CP-SAT. Equal seeds give equal results unless the time limit cuts in.
     """
