@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,7 +24,8 @@ class Consumer:
         channels: C_in, the length of its mask.
         slots: the slot (numbered within the segment) of each input channel, shape (channels,).
         segment: number of the segment it reads from.
-        prunable: True for a channel that may be pruned, shape (channels,).
+        prunable: True for a channel that may be pruned, shape (channels,). A mask may drop others too: see
+            :meth:`Trace.offering`.
     """
 
     use: WeightUse
@@ -105,6 +106,21 @@ class Trace:
     producers: tuple[WeightUse, ...]
     rewrites: Mapping[int, Rewrite]
     stopped: tuple[str, ...] = ()
+
+    def offering(self, readers: Collection[str]) -> Trace:
+        """The same with all channels of some consumers prunable, those too that must stay for others.
+
+        Every mask of a consumer is exact, since it only says which of its weights are zeros. Channels that must stay
+        stay where they are; a consumer that drops some of them selects the others, and multiplies less.
+
+        Args:
+            readers: names of consumers.
+        """
+        offered = {
+            name: replace(consumer, prunable=np.ones_like(consumer.prunable)) if name in readers else consumer
+            for name, consumer in self.consumers.items()
+        }
+        return replace(self, consumers=offered)
 
     @cached_property
     def made_by(self) -> Mapping[str, tuple[WeightUse, ...]]:

@@ -96,16 +96,22 @@ class _Maker:
         counts = self._counts(self._bearable(order)) if shrinks else [0]
         bases: list[npt.NDArray[np.bool_]] = []
         readings: dict[str, list[Reading]] = {reader.name: [] for reader in self.readers}
-        selects = several and self.limits.mode != "constrained"
         for count in counts:
             emitted = np.ones(len(self.segment.classes), dtype=bool)
             emitted[order[:count]] = False
-            ways = {reader.name: self._ways(reader, emitted, len(bases), selects) for reader in self.readers}
+            ways = {
+                reader.name: self._ways(reader, emitted, len(bases), self._selects(reader)) for reader in self.readers
+            }
             if all(ways.values()):
                 bases.append(emitted)
                 for name, found in ways.items():
                     readings[name] += found
         return SegmentChoices(self.segment.id, tuple(bases), {name: tuple(ways) for name, ways in readings.items()})
+
+    def _selects(self, reader: Consumer) -> bool:
+        """Whether a consumer may drop channels that are emitted: for others, or since they must stay."""
+        offered = bool((reader.prunable & self.segment.frozen[reader.slots]).any())
+        return self.limits.mode != "constrained" and (len(self.segment.consumers) > 1 or offered)
 
     def _order(self) -> npt.NDArray[np.int64]:
         """Slots that may disappear, those first that cost their consumers least in all."""

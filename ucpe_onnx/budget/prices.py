@@ -205,9 +205,7 @@ class Time:
         if kept >= emitted:
             return 0.0
         tensor, axis = consumer.use.tensor_axis
-        each = self.costs.bytes(str(tensor), axis)
-        reorders = sum(self.costs.reorder_us(str(tensor), float(width * each)) for width in (emitted, kept))
-        return self.costs.gather_us(float(kept * each), kept) + reorders
+        return self.costs.selects_us(str(tensor), axis, emitted, kept)
 
     def rest(self, chosen: Collection[int]) -> float:
         """Of the operators that hand on what nothing goes from."""

@@ -43,8 +43,10 @@ def ordered(
         reader = _reader(segment, consumer, masks[name]) if name in masks else None
         if reader is not None:
             tensor, axis = consumer.use.tensor_axis
-            written = float(masks[name].sum()) * costs.bytes(str(tensor), axis)
-            saved = costs.gather_us(written, int(masks[name].sum())) - costs.slice_us(written)
+            kept = int(masks[name].sum())
+            saved = costs.gather_us(str(tensor), axis, kept) - costs.slice_us(
+                float(kept * costs.bytes(str(tensor), axis))
+            )
             readers.append(Reader(name, *reader, round(max(saved, 0.001), 3)))
     problem = OrderingProblem(groups=groups, readers=tuple(readers), fixed=fixed)
     found = solve_ordering(problem, seconds=seconds, seed=seed)

@@ -286,7 +286,7 @@ class ProblemMaker:
             )
         each = costs.bytes(name, axis[1])
         reorder = costs.reorder_us(name, each * kept)
-        select_us = self._copied(reader, each * kept, kept) + reorder + selected(width)
+        select_us = self._copied(reader, axis, kept) + reorder + selected(width)
         return BlockReader(
             name=reader.name,
             tensor=tensor,
@@ -317,10 +317,11 @@ class ProblemMaker:
                 us = us + self.costs.carries_us(node, axis, self._widths)
         return us
 
-    def _copied(self, reader: Consumer, written: float, channels: int) -> float:
+    def _copied(self, reader: Consumer, axis: AxisKey, channels: int) -> float:
+        tensor, place = str(axis[0]), axis[1]
         if reader.name in self.question.contiguous:
-            return self.costs.slice_us(written)
-        return self.costs.gather_us(written, channels)
+            return self.costs.slice_us(float(channels * self.costs.bytes(tensor, place)))
+        return self.costs.gather_us(tensor, place, channels)
 
     def _copy(self, each: float, call: float = 0.0, channel: float = 0.0) -> Copy:
         start = self.costs.concat_us(0.0)

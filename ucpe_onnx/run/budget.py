@@ -73,7 +73,7 @@ def _problem(run: Run) -> Problem:
     options = run.options
     return Problem(
         label=run.source.label,
-        traced=run.traced,
+        traced=run.offered,
         losses=_losses(run),
         target=run.target,
         rates=run.rates,
@@ -97,7 +97,7 @@ def _losses(run: Run) -> Losses:
     with run.stages("score"):
         return measure_losses(
             run.source.model,
-            run.traced,
+            run.offered,
             statistics,
             probing,
             options=run.options.run_options(),

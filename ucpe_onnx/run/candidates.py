@@ -82,7 +82,7 @@ def _scored(run: Run) -> Iterator[Candidate]:
         selection = Selection(
             options.ratio, options.scope, constrained, options.ignore, options.ratio_for, options.max_ratio
         )
-        masks = select_masks(run.traced, scores, selection) if options.steps == 1 else _in_steps(run, selection)
+        masks = select_masks(run.offered, scores, selection) if options.steps == 1 else _in_steps(run, selection)
         fill = constrained or options.mode == "auto"
         found = laid_out(run, mode, masks, options.lowering, fill=fill, scores=scores)
         yield replace(found, asked=asked_share(run, masks))
@@ -143,7 +143,7 @@ def _in_steps(run: Run, selection: Selection) -> dict[str, Mask]:
     Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section
     3.4, with a least squares refit between the rounds for training.
     """
-    options, model, traced = run.options, run.source.model, run.traced
+    options, model, traced = run.options, run.source.model, run.offered
     masks: dict[str, Mask] = {}
     for step in range(1, options.steps + 1):
         share = step / options.steps
@@ -155,10 +155,12 @@ def _in_steps(run: Run, selection: Selection) -> dict[str, Mask]:
             ratio=selection.ratio * share,
             ratio_for=tuple((pattern, ratio * share) for pattern, ratio in selection.ratio_for),
         )
-        masks = select_masks(run.traced, scores, grown)
+        masks = select_masks(run.offered, scores, grown)
         if step < options.steps:
             model = _compensated_model(run, masks)
-            traced = trace(model)
+            traced = trace(model).offering(
+                [name for name, consumer in run.offered.consumers.items() if consumer.prunable.all()]
+            )
     return masks
 
 
@@ -192,9 +194,9 @@ def _scores(run: Run) -> dict[str, FloatArray]:
     if options.criterion in DATA_CRITERIA:
         statistics = run.statistics
         with run.stages("score"):
-            return tied_scores(run.traced, score_with_data(run.traced, options.criterion, statistics))
+            return tied_scores(run.offered, score_with_data(run.offered, options.criterion, statistics))
     with run.stages("score"):
-        return tied_scores(run.traced, score_consumers(run.traced, options.criterion, options.seed))
+        return tied_scores(run.offered, score_consumers(run.offered, options.criterion, options.seed))
 
 
 def _given_plan(run: Run, plan: str | os.PathLike[str] | Plan) -> Plan:

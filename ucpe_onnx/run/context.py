@@ -21,6 +21,7 @@ from ucpe_onnx.options import Options
 from ucpe_onnx.planning.make import Settings
 from ucpe_onnx.planning.precision import precision_of
 from ucpe_onnx.planning.rates import Rates
+from ucpe_onnx.planning.selecting import selecting_readers
 from ucpe_onnx.run.feeds import Feeds
 from ucpe_onnx.run.stages import Stages
 from ucpe_onnx.runtime.accuracy import top1_accuracy
@@ -28,6 +29,10 @@ from ucpe_onnx.runtime.latency import LatencyReport, measure
 from ucpe_onnx.runtime.session import as_session
 from ucpe_onnx.runtime.target import Target, target_for
 from ucpe_onnx.samples.dataset import Dataset
+from ucpe_onnx.selection.select import Selection
+
+_HALF = 0.5
+"""Of a consumer's channels: what it is expected to lose where a target decides."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,22 @@ class Run:
     def rates(self) -> Rates:
         """How fast the target's kernels are: defaults, or as measured here."""
         return rates_for(self.options.run_options(), precision_of(self.traced), calibrate=self.options.calibrate)
+
+    @cached_property
+    def offered(self) -> Trace:
+        """The analysis, with what consumers may drop besides: channels that must stay, where selecting others pays.
+
+        With a target it has to pay for half of a consumer's channels. Who is named by ``--ratio-for`` is asked for.
+        """
+        options = self.options
+        if options.mode == "constrained" or options.masks is not None or options.plan is not None:
+            return self.traced
+        ratios = Selection(
+            _HALF if options.ratio is None else options.ratio, ignore=options.ignore, ratio_for=options.ratio_for
+        )
+        gaining = selecting_readers(self.traced, self.target, self.rates, lambda reader: ratios.ratio_of(reader.name))
+        named = {pattern for pattern, ratio in options.ratio_for if ratio > 0}
+        return self.traced.offering(gaining | named)
 
     def settings(self, lowering: str, *, fill: bool) -> Settings:
         """How plans are made.
@@ -121,7 +142,7 @@ class Run:
     def statistics_on(self, dataset: Dataset) -> Statistics:
         """What the consumers of the input model read on samples, collected once for each set of these."""
         if id(dataset) not in self._statistics:
-            self._statistics[id(dataset)] = dataset, self.collected(self.source.model, self.traced, dataset)
+            self._statistics[id(dataset)] = dataset, self.collected(self.source.model, self.offered, dataset)
         return self._statistics[id(dataset)][1]
 
     def timed(self, models: Mapping[str, onnx.ModelProto], seconds: float, reloads: int) -> LatencyReport:
