@@ -14,6 +14,7 @@ import onnx
 
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.shapes import Shape, infer_shapes
+from ucpe_onnx.model.bodies import unfold
 from ucpe_onnx.model.naming import node_names
 
 __all__ = ["GraphView", "Node", "Shape"]
@@ -57,6 +58,8 @@ class GraphView:
         input_shapes: shapes to infer the others from instead of the declared ones, by input name.
 
     Attributes:
+        unfolding: the model with the bodies of If, Loop and Scan unfolded, which is what all of this is about.
+        model: the unfolded model.
         nodes: the nodes in graph order, which ONNX requires to be topological.
         inputs: names of the graph inputs that are not initializers.
         outputs: names of the graph outputs.
@@ -65,13 +68,14 @@ class GraphView:
         constants: the tensors whose values are known.
         readers: for each tensor the (node, input index) pairs that read it.
         makers: for each tensor the node that makes it.
-        captured: tensors that subgraphs (If, Loop, Scan bodies) read from the outer graph.
+        captured: tensors that bodies which could not be unfolded read from the graph around them.
         opset: version of the standard operator set.
     """
 
     def __init__(self, model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        self.unfolding = unfold(model)
+        self.model = model = self.unfolding.model
         graph = model.graph
-        self.model = model
         self.constants = Constants(model)
         stored = {t.name for t in graph.initializer}
         self.inputs = tuple(v.name for v in graph.input if v.name not in stored)
@@ -80,7 +84,9 @@ class GraphView:
         self.nodes = tuple(
             _view(i, n, name) for i, (n, name) in enumerate(zip(graph.node, node_names(graph.node), strict=True))
         )
-        self.shapes, self.types, lengths = infer_shapes(model, self.constants, input_shapes or {})
+        self.shapes, self.types, lengths = infer_shapes(
+            model, self.constants, input_shapes or {}, self.unfolding.controls
+        )
         self.readers: dict[str, list[tuple[Node, int]]] = defaultdict(list)
         self.makers = {tensor: node for node in self.nodes for tensor in node.outputs if tensor}
         captured: set[str] = set()

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-import onnx
 
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.quantised import constant_use
 from ucpe_onnx.analysis.slots import AxisKey
 from ucpe_onnx.analysis.structure import Segment, Trace
 from ucpe_onnx.analysis.tracer import Link, WeightUse
+from ucpe_onnx.model.bodies import ENTER, EXIT, IF
+from ucpe_onnx.model.bodies.markers import has_bodies
 
 _CUTTING = ("Slice", "Split")
 _AXES = 3
@@ -149,7 +150,7 @@ class Restrictions:
     def _decide(self, node: Node, segment: Segment) -> bool:
         outputs = [name for name in node.outputs if name]
         axis = self.channel_axis(outputs[0], segment.id) if len(outputs) == 1 else None
-        if axis is None or _has_bodies(node):
+        if axis is None or has_bodies(node.proto) or node.op_type in (IF, ENTER, EXIT):
             return False
         if segment.frozen[segment.local(self.trace.slots.axes[axis])].any() or axis in self._partitioned:
             return False
@@ -188,8 +189,3 @@ class Restrictions:
             return None
         links = self._links_from(out).get(source)
         return True if links and all(link.source_positions is None and not link.free for link in links) else None
-
-
-def _has_bodies(node: Node) -> bool:
-    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.proto.attribute)

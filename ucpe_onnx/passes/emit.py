@@ -9,6 +9,7 @@ from functools import cached_property
 import onnx
 
 from ucpe_onnx.analysis.trace import Trace
+from ucpe_onnx.model.bodies import fold, unfold
 from ucpe_onnx.model.offload import copy_model
 from ucpe_onnx.passes.adapt_nodes import AdaptNodes
 from ucpe_onnx.passes.declare_constants import DeclareConstants
@@ -104,8 +105,11 @@ def emit(model: onnx.ModelProto, trace: Trace, plan: Plan, watch: Watch | None =
     work = Work(Emission(trace, plan))
     steps = _made(work)
     watched, replaced = watch.verify or watch.dump_after, work.weights.replaced
-    hollow = [] if watched else [i for i, tensor in enumerate(model.graph.initializer) if tensor.name in replaced]
-    draft = copy_model(model, hollow)
+    unfolding = unfold(model)
+    stored = unfolding.model.graph.initializer
+    hollow = [] if watched else [i for i, tensor in enumerate(stored) if tensor.name in replaced]
+    draft = copy_model(unfolding.model, hollow)
     for step in steps:
-        run_passes(draft, step, watch.observer(step, last=step is steps[-1]))
+        run_passes(draft, step, watch.observer(step, unfolding, last=step is steps[-1]))
+    fold(draft, unfolding)
     return draft

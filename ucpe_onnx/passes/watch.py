@@ -9,7 +9,9 @@ from pathlib import Path
 import onnx
 
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.bodies import Unfolding, fold
 from ucpe_onnx.model.files import check_model, save_model
+from ucpe_onnx.model.offload import copy_model
 from ucpe_onnx.passes.infra import Observer, Pass, PassResult
 
 ALL = "all"
@@ -39,17 +41,22 @@ class Watch:
         """Whether anything is to be done."""
         return self.verify or bool(self.dump_after)
 
-    def observer(self, step: Sequence[Pass], *, last: bool) -> Observer | None:
+    def observer(self, step: Sequence[Pass], unfolding: Unfolding, *, last: bool) -> Observer | None:
         """What to call after each pass of a step; None if there is nothing to do.
 
         Args:
             step: passes that belong together.
+            unfolding: how the draft was unfolded; it is looked at with its bodies folded.
             last: whether no step follows.
         """
         if not self.looks:
             return None
 
-        def look(done: Pass, results: Mapping[str, PassResult], draft: onnx.ModelProto) -> None:
+        def look(done: Pass, results: Mapping[str, PassResult], unfolded: onnx.ModelProto) -> None:
+            draft = unfolded
+            if unfolding.bodies:
+                draft = copy_model(unfolded, ())
+                fold(draft, unfolding)
             if self.dump_beside is not None and self.dump_after & {done.name, ALL}:
                 save_model(draft, dump_path(self.dump_beside, done.name))
             if self.verify:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.rules import (
     attention,
+    bodies,
     contrib,
     convolution,
     einsum,
@@ -45,6 +46,7 @@ RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
     | recurrent.RULES
     | attention.RULES
     | contrib.RULES
+    | bodies.RULES
 )
 """Operator type -> rule; operators outside of the standard domain as ``domain::type``."""
 
@@ -52,7 +54,7 @@ _ANY_OPERAND = (elementwise.broadcasting, quantisation.quantised_pair, quantisat
 
 TAKES_CONSTANT_DATA = frozenset(
     {"Concat", "DequantizeLinear", "Gather", "Gemm", "MatMul", "PRelu", "QuantizeLinear", "Where"}
-    | {"com.microsoft::FusedGemm", "com.microsoft::FusedMatMul"}
+    | {"com.microsoft::FusedGemm", "com.microsoft::FusedMatMul", *bodies.RULES}
 ) | {op for op, rule in RULES.items() if rule in _ANY_OPERAND}
 """Operators whose rules take a constant first input; for all others it freezes the node."""
 

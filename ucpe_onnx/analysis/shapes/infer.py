@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from ucpe_onnx.analysis.constants import Constants
+from ucpe_onnx.analysis.shapes.bodies import inferred_with_bodies
 from ucpe_onnx.analysis.shapes.partial import Shape
 from ucpe_onnx.analysis.shapes.refine import Refinement, dimensions
 from ucpe_onnx.model.skeleton import inferred, skeleton
@@ -20,7 +22,10 @@ _NO_NAMES = frozenset({"None", "?", "*", "-1", "unk"})
 
 
 def infer_shapes(
-    model: onnx.ModelProto, constants: Constants, input_shapes: Mapping[str, tuple[int, ...]]
+    model: onnx.ModelProto,
+    constants: Constants,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    controls: Mapping[str, onnx.NodeProto] = MappingProxyType({}),
 ) -> tuple[dict[str, Shape], dict[str, int], dict[str, npt.NDArray[Any]]]:
     """Infer shapes and element types.
 
@@ -32,6 +37,7 @@ def infer_shapes(
         model: the model; not changed.
         constants: its constants.
         input_shapes: shapes to infer the others from instead of the declared ones, by input name.
+        controls: the nodes whose bodies have been unfolded, by name.
 
     Returns:
         The shape of every tensor whose rank is known, the element type of every tensor whose type is known, and the
@@ -44,7 +50,7 @@ def infer_shapes(
         _fix_inputs(light, input_shapes)
     declared = {dim.dim_param for value in light.graph.input for dim in value.type.tensor_type.shape.dim} - {""}
     with contextlib.suppress(Exception):  # inference stops at what it does not know; the declared shapes still serve
-        light = inferred(light)
+        light = inferred_with_bodies(light, controls) if controls else inferred(light)
     shapes: dict[str, Shape] = {}
     types: dict[str, int] = {}
     for value in (*light.graph.value_info, *light.graph.input, *light.graph.output):
