@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.masks import Mask, check_masks
 from ucpe_onnx.model.functions import inline_functions
-from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.model.naming import fresh_name, node_names, recurrence_names, tensor_names
 from ucpe_onnx.model.offload import copy_model
 
 
@@ -27,8 +27,9 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
 
     Args:
         model: the model; not changed.
-        masks: for each consumer, by node name, a boolean array of shape (C_in,), True = keep. Consumers that are not
-            named keep everything.
+        masks: for each consumer, by its name, a boolean array of shape (C_in,), True = keep. Consumers that are not
+            named keep everything. A recurrent layer is two: its node reads the input's features through W, and its
+            recurrence, ``<node>/recurrence``, the hidden units of the step before through R, in all directions.
 
     Returns:
         A copy of the model with edited initializers. A weight that several nodes read, or that is computed from
@@ -38,10 +39,12 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
         MaskError: a name is no consumer of the model, or a mask has a wrong length or keeps nothing.
     """
     model = inline_functions(model)
-    names = node_names(model.graph.node)
-    position = {name: index for index, name in enumerate(names) if name in masks}
+    place: dict[str, tuple[int, int | None]] = {
+        n: (index, None) for index, n in enumerate(node_names(model.graph.node))
+    }
+    place.update({name: (index, _RECURRENCE) for index, name in recurrence_names(model.graph.node).items()})
     finder = _Weights(model)
-    weights = {name: weight for name, index in position.items() if (weight := finder.of(index)) is not None}
+    weights = {name: found for name, at in place.items() if name in masks and (found := finder.of(*at)) is not None}
     channels = {name: weight.channels for name, weight in weights.items()}
     masks = check_masks(masks, {name: count for name, count in channels.items() if count})
 
@@ -96,14 +99,14 @@ class _Weights:
         self.readers = Counter(name for node in self.nodes for name in node.input)
         self.readers.update(_read_elsewhere(model.graph))
 
-    def of(self, index: int) -> _Weight | None:
-        """The weight of a node; None if it has none that is constant."""
+    def of(self, index: int, given: int | None = None) -> _Weight | None:
+        """The weight of a node, or what a given one of its inputs holds; None if it has none that is constant."""
         node = self.nodes[index]
         if node.op_type not in _WEIGHT_INPUT or node.domain not in ("", "ai.onnx", "com.microsoft"):
             return None
         if node.op_type == "Attention" and node.domain != "com.microsoft":  # ONNX's own has no weight
             return None
-        at = _WEIGHT_INPUT[node.op_type]
+        at = _WEIGHT_INPUT[node.op_type] if given is None else given
         if "MatMul" in node.op_type and self._source(index, 0) is not None:
             at = 0
         source = self._source(index, at)
@@ -164,6 +167,9 @@ _WEIGHT_INPUT = {
     "RNN": 1,
 }
 """The input of each kind of consumer that holds its weight; a matrix product may have it on the left instead."""
+
+_RECURRENCE = 2
+"""The input of recurrent layers by which they read their hidden units."""
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

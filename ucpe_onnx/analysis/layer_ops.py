@@ -224,6 +224,10 @@ BLOCKED = frozenset(op.op_type for op in _TABLE if op.fuses and op.real)
 """Those that onnxruntime may run in its blocked layout, in which channels are filled up to whole blocks."""
 
 
+GATES: Mapping[str, int] = MappingProxyType({"LSTM": 4, "GRU": 3, "RNN": 1})
+"""The recurrent layers, with the numbers that both of their weights make for each hidden unit, one axis for all."""
+
+
 def channel_axis(op_type: str, rank: int) -> int:
     """The axis of an operator's data, or of its output, that holds channels: 1 for a convolution, else the last.
 

@@ -149,8 +149,8 @@ class Restrictions:
     def _decide(self, node: Node, segment: Segment) -> bool:
         outputs = [name for name in node.outputs if name]
         axis = self.channel_axis(outputs[0], segment.id) if len(outputs) == 1 else None
-        if axis is None or _has_bodies(node):
-            return False
+        if axis is None or _has_bodies(node) or node.index in self.trace.graph.recurrences:
+            return False  # nor do the units of a recurrence part
         if segment.frozen[segment.local(self.trace.slots.axes[axis])].any() or axis in self._partitioned:
             return False
         made = self.producers.get(axis)

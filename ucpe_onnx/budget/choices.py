@@ -92,7 +92,8 @@ class _Maker:
     def choices(self) -> SegmentChoices:
         order = self._order()
         several = len(self.segment.consumers) > 1
-        shrinks = not several or self.limits.mode != "unconstrained"
+        recurs = any(reader.use.recurrence for reader in self.readers)
+        shrinks = not several or recurs or self.limits.mode != "unconstrained"
         counts = self._counts(self._bearable(order)) if shrinks else [0]
         bases: list[npt.NDArray[np.bool_]] = []
         readings: dict[str, list[Reading]] = {reader.name: [] for reader in self.readers}
@@ -100,7 +101,10 @@ class _Maker:
         for count in counts:
             emitted = np.ones(len(self.segment.classes), dtype=bool)
             emitted[order[:count]] = False
-            ways = {reader.name: self._ways(reader, emitted, len(bases), selects) for reader in self.readers}
+            ways = {
+                reader.name: self._ways(reader, emitted, len(bases), selects and not reader.use.recurrence)
+                for reader in self.readers
+            }
             if all(ways.values()):
                 bases.append(emitted)
                 for name, found in ways.items():
