@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import contributed, lengths, pointwise, quantised, regrouping, sequences
+from tests.properties import contributed, lengths, pointwise, quantised, recurrences, regrouping, sequences
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
 class Grower(
-    pointwise.Pointwise, regrouping.Regrouping, contributed.Contributed, quantised.Quantised, lengths.Lengths, Layers
+    pointwise.Pointwise,
+    regrouping.Regrouping,
+    recurrences.Recurrences,
+    contributed.Contributed,
+    quantised.Quantised,
+    lengths.Lengths,
+    Layers,
 ):
     """Adds operators that join and cut, too, one random step at a time."""
 
@@ -276,6 +282,7 @@ THEMES = [
     pointwise.WEIGHTS,
     regrouping.WEIGHTS,
     sequences.WEIGHTS,
+    recurrences.WEIGHTS,
     quantised.WEIGHTS,
     lengths.WEIGHTS,
     contributed.WEIGHTS,

@@ -128,7 +128,7 @@ class Restrictions:
     @cached_property
     def made(self) -> frozenset[str]:
         """The tensors that producers make."""
-        return frozenset(str(tensor) for tensor, _ in self.producers)
+        return frozenset(name for use in self.trace.producers for name in use.node.outputs if name)
 
     @cached_property
     def _partitioned(self) -> set[AxisKey]:

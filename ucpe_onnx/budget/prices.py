@@ -218,11 +218,12 @@ class Time:
 
 def carriers(trace: Trace, segment: Segment) -> list[Node]:
     """The nodes that hand a segment's channels on, each once: those that make them are no such nodes."""
-    made = {use.tensor_axis for use in trace.producers}
+    axes = set(segment.axes)
+    makers = {use.node.index for use in trace.producers if use.tensor_axis in axes}
     found: dict[int, Node] = {}
     for axis in segment.axes:
         node = trace.graph.makers.get(axis[0]) if isinstance(axis[0], str) else None
-        if node is not None and axis not in made:
+        if node is not None and node.index not in makers:
             found.setdefault(node.index, node)
     return list(found.values())
 

@@ -82,7 +82,7 @@ class Costs:
     def carries_us(self, node: Node, axis: AxisKey, channels: IntArray) -> FloatArray:
         """Time of an operator that hands channels on, by their number; what a convolution does on the way is cheap."""
         tensor = str(axis[0])
-        if node.op_type in _FREE:
+        if node.op_type in _FREE or node.op_type in GATES:  # the last state of a layer that costs what it does
             return np.zeros(channels.shape)
         written = channels * max(self.bytes(tensor, axis[1]), self.bytes(node.inputs[0], axis[1]))
         if self._is_fused(node):
