@@ -9,7 +9,7 @@ import numpy as np
 from tests.properties.layers import _CHANNELS
 from tests.properties.sequences import Sequences
 
-WEIGHTS = {"recurrent": 4, "state_reader": 1, "residual_recurrent": 1}
+WEIGHTS = {"recurrent": 4, "state_reader": 1, "residual_recurrent": 1, "reversed": 1}
 """Steps of this module, with how often they are drawn."""
 
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -41,6 +41,14 @@ class Recurrences(Sequences):
             made = self.layer(x, self.pick(list(_GATES)), self.shape(x)[2], "forward")
             y = self.squeezed(made[0], 1) if made[0] else None
             self.keep(y and self.net.op("Add", x, y))
+
+    def reversed(self) -> None:
+        """Every sample backwards, as far as it is long."""
+        x = self.tensor(3)
+        if x is not None and self.knows("ReverseSequence"):
+            time = self.choose(2)
+            lengths = self.net.ints(*[self.int(1, self.shape(x)[time]) for _ in range(self.shape(x)[1 - time])])
+            self.keep(self.net.op("ReverseSequence", x, lengths, time_axis=time, batch_axis=1 - time))
 
     def state_reader(self) -> None:
         """A layer over a state (directions, n, units), mostly the last of a recurrence."""

@@ -281,3 +281,20 @@ def test_one_weight_for_two_layers_stays_one() -> None:
     emitted = check_emission(model, kept, target=PLAIN)
     assert [list(t.dims) for t in emitted.graph.initializer if t.name in weights] == [[1, 8, 3], [1, 8, 2], [1, 16]]
     assert_units(check_emission(model, {**kept, "ry/recurrence": [2, 3]}, target=PLAIN), 3, "rx")
+
+
+def test_a_reversed_sequence_keeps_its_channels_apart() -> None:
+    net = Net()
+    every = net.op("Squeeze", layer(net, "GRU", sequence(net))[0], net.ints(1))
+    turned = net.op("ReverseSequence", every, net.ints(3, 6), time_axis=0, batch_axis=1)
+    model = net.output(read(net, turned, "b")).model()
+    assert_units(check_emission(model, KEPT, target=PLAIN), 3)
+
+
+def test_a_reversed_channel_axis_stays() -> None:
+    net = Net()
+    a = net.op("MatMul", net.input("x", (2, 3)), net.weight(net.normal(3, 8)), name="a")
+    turned = net.op("ReverseSequence", a, net.ints(3, 6), time_axis=1, batch_axis=0)
+    model = net.output(read(net, turned, "b")).model()
+    assert "time or batch of ReverseSequence" in reasons_of(model, "b")
+    assert made_by(check_emission(model, {"b": [1, 2]}, target=PLAIN), "a", 1) == 8

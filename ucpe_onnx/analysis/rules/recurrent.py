@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN: consumers of their input's features and of their own hidden units, which they make.
+"""LSTM, GRU and RNN, which read features of their input and their own hidden units; and ReverseSequence.
 
 A recurrent layer multiplies by two weights: W reads the features of its input, and R the hidden units of the step
 before. So it is two consumers, each with a mask of its own: the node, and its recurrence (``<node>/recurrence``), whose
@@ -135,4 +135,15 @@ def _is_zero(graph: GraphView, name: str) -> bool:
     return True
 
 
-RULES = dict.fromkeys(GATES, recurrent)
+def reverse_sequence(tracer: Tracer, node: Node) -> None:
+    """Every sample's sequence is turned round, as far as it is long; all but time and batch pass."""
+    data, out = node.inputs[0], node.outputs[0]
+    turned = {int(node.attributes.get("batch_axis", 1)), int(node.attributes.get("time_axis", 0))}
+    reason = f"time or batch of ReverseSequence at {node.name}"
+    for tensor in (data, out):
+        tracer.freeze(tensor, reason, turned)
+    tracer.freeze(tracer.operand(node, 1), f"lengths of sequences: ReverseSequence at {node.name}")
+    tracer.pass_through(node, data, out, set(range(tracer.rank(data) or 0)) - turned)
+
+
+RULES = dict.fromkeys(GATES, recurrent) | {"ReverseSequence": reverse_sequence}
