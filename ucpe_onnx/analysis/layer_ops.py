@@ -4,8 +4,8 @@ A layer operator multiplies its data by a constant weight: a convolution, a Gemm
 in integers. Everything that the package knows about one of them stands in :data:`LAYER_OPS`; rules, counts, prices,
 predicted times and passes look it up there. The masked reference has a table of its own, on purpose.
 
-Not in it are operators of which a weight is only part of the story, and whose rules say all there is to say: Einsum (its
-equation names the axes), LSTM, GRU and RNN (gates stacked on one axis, a second weight for the hidden units; how many
+Not in it are operators of which a weight is only part of the story, and whose rules say all there is to say: Einsum
+(its equation names the axes), LSTM, GRU and RNN (gates stacked on one axis, a second weight for the hidden units; how many
 gates tells :data:`GATES`), and Gather from an embedding (a table that is looked up, by nothing that has channels).
 """
 
