@@ -5,8 +5,9 @@ in integers. Everything that the package knows about one of them stands in :data
 predicted times and passes look it up there. The masked reference has a table of its own, on purpose.
 
 Not in it are operators of which a weight is only part of the story, and whose rules say all there is to say: Einsum
-(its equation names the axes), LSTM, GRU and RNN (gates stacked on one axis, a second weight for the hidden units; how many
-gates tells :data:`GATES`), and Gather from an embedding (a table that is looked up, by nothing that has channels).
+(its equation names the axes), LSTM, GRU and RNN (gates stacked on one axis, a second weight for the hidden units;
+:data:`GATES` tells how many gates), and Gather from an embedding (a table that is looked up, by nothing that has
+channels).
 """
 
 from __future__ import annotations
