@@ -73,13 +73,13 @@ WITH_TESTS_OF_THEIR_OWN = {
     *("Gemm", "Upsample", "Swish", "Affine", "Crop", "ImageScaler", "MeanVarianceNormalization"),
     *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "DequantizeLinear"),
     *("DepthToSpace", "SpaceToDepth", "Tile", "Einsum", "Gather", "GroupNormalization", "RMSNormalization"),
-    *("Attention", "RotaryEmbedding", "GRU", "LSTM", "RNN", "ReverseSequence"),
-    *("com.microsoft::BiasGelu", "com.microsoft::Gelu", "com.microsoft::QuickGelu"),
+    *("Attention", "RotaryEmbedding", "GRU", "LSTM", "RNN", "com.microsoft::Gelu", "com.microsoft::QuickGelu"),
+    "com.microsoft::BiasGelu",
     *(f"com.microsoft::{op}" for op in CONTRIBUTED),
     *(op for op in RULES if op.startswith("com.microsoft.nchwc::")),
     *("com.microsoft::FastGelu", "com.microsoft::QGemm", "com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"),
     *("com.microsoft::QLinearAveragePool", "com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearConcat"),
-    *("com.microsoft::QLinearLeakyRelu", "com.microsoft::QLinearSigmoid"),
+    *("com.microsoft::QLinearLeakyRelu", "com.microsoft::QLinearSigmoid", "ReverseSequence"),
 }
 """Most of them in the folder rules."""
 

@@ -16,13 +16,7 @@ from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
 class Grower(
-    pointwise.Pointwise,
-    regrouping.Regrouping,
-    recurrences.Recurrences,
-    contributed.Contributed,
-    quantised.Quantised,
-    lengths.Lengths,
-    Layers,
+    pointwise.Pointwise, regrouping.Regrouping, contributed.Contributed, quantised.Quantised, lengths.Lengths, Layers
 ):
     """Adds operators that join and cut, too, one random step at a time."""
 
