@@ -7,7 +7,7 @@ there can't hide here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +39,11 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
         MaskError: a name is no consumer of the model, or a mask has a wrong length or keeps nothing.
     """
     model = inline_functions(model)
-    place: dict[str, tuple[int, int | None]] = {
-        n: (index, None) for index, n in enumerate(node_names(model.graph.node))
-    }
-    place.update({name: (index, _RECURRENCE) for index, name in recurrence_names(model.graph.node).items()})
+    names = node_names(model.graph.node)
+    position = {name: index for index, name in enumerate(names) if name in masks}
     finder = _Weights(model)
-    weights = {name: found for name, at in place.items() if name in masks and (found := finder.of(*at)) is not None}
+    weights = {name: weight for name, index in position.items() if (weight := finder.of(index)) is not None}
+    weights.update(finder.recurrences())
     channels = {name: weight.channels for name, weight in weights.items()}
     masks = check_masks(masks, {name: count for name, count in channels.items() if count})
 
@@ -99,14 +98,14 @@ class _Weights:
         self.readers = Counter(name for node in self.nodes for name in node.input)
         self.readers.update(_read_elsewhere(model.graph))
 
-    def of(self, index: int, given: int | None = None) -> _Weight | None:
-        """The weight of a node, or what a given one of its inputs holds; None if it has none that is constant."""
+    def of(self, index: int) -> _Weight | None:
+        """The weight of a node; None if it has none that is constant."""
         node = self.nodes[index]
         if node.op_type not in _WEIGHT_INPUT or node.domain not in ("", "ai.onnx", "com.microsoft"):
             return None
         if node.op_type == "Attention" and node.domain != "com.microsoft":  # ONNX's own has no weight
             return None
-        at = _WEIGHT_INPUT[node.op_type] if given is None else given
+        at = _WEIGHT_INPUT[node.op_type]
         if "MatMul" in node.op_type and self._source(index, 0) is not None:
             at = 0
         source = self._source(index, at)
@@ -120,6 +119,15 @@ class _Weights:
         if 1 < groups == channels:
             channels = 0
         return _Weight(*source, tensor, axis, groups, self._zero(source, len(shape)), channels)
+
+    def recurrences(self) -> Iterator[tuple[str, _Weight]]:
+        """The names of recurrences, and their weights R (directions, gates * units, units) where these are constant."""
+        for index, name in recurrence_names(self.nodes).items():
+            source = self._source(index, _RECURRENCE)
+            tensor = "" if source is None else self.nodes[source[0]].input[source[1]]
+            shape = self.constants.shape(tensor)
+            if source is not None and shape is not None and len(shape) == 3:
+                yield name, _Weight(*source, tensor, 2, 1, self._zero(source, 3), shape[2])
 
     def _source(self, index: int, at: int) -> tuple[int, int] | None:
         """Where the constant behind an input is used first; None if there is none."""
