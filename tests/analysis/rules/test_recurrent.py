@@ -186,6 +186,21 @@ def test_zeros_of_a_length_that_is_known_at_run_time_are_left_out(op_type: str) 
     assert list(next(node for node in emitted.graph.node if node.name == "r").input[4:]) == []
 
 
+@pytest.mark.parametrize("spread", [False, True])
+def test_zeros_that_callers_may_override_are_not_left_out(spread: bool) -> None:
+    net = Net()
+    given = net.weight(np.zeros((1, 1 if spread else BATCH, UNITS)))
+    net.declare(given)
+    state = given
+    if spread:
+        batch = net.op("Slice", net.op("Shape", net.input("samples", ("N",))), net.ints(0), net.ints(1))
+        (state,) = net.ops(
+            "Expand", given, net.op("Concat", net.ints(1), batch, net.ints(1), axis=0), shapes=[(1, BATCH, UNITS)]
+        )
+    emitted = check_emission(with_states(net, "RNN", state), KEPT, target=PLAIN)
+    assert next(node for node in emitted.graph.node if node.name == "r").input[5] == state
+
+
 def test_a_state_that_is_computed_brings_its_units_along() -> None:
     """Both of the encoder's states start the decoder, and one of them is projected on the way to a third layer."""
     net = Net()

@@ -35,10 +35,10 @@ def recurrent(tracer: Tracer, node: Node) -> None:
     data = node.inputs[0]
     weight, recurrence = tracer.operand(node, _WEIGHT), tracer.operand(node, _RECURRENCE)
     ranks = [tracer.rank(key) for key in (data, weight, recurrence) if key is not None]
-    if not isinstance(weight, tuple) or not isinstance(recurrence, tuple) or ranks != [3, 3, 3]:
+    made: list[AxisKey] = [(name, rank - 1) for name in node.outputs if name and (rank := tracer.rank(name) or 0) > 1]
+    if not isinstance(weight, tuple) or not isinstance(recurrence, tuple) or ranks != [3, 3, 3] or not made:
         tracer.freeze_node(node, f"weight computed at run time or unknown rank: {node.op_type} at {node.name}")
         return
-    made: list[AxisKey] = [(name, rank - 1) for name in node.outputs if name and (rank := tracer.rank(name) or 0) > 1]
     units = tracer.size((recurrence, _UNITS)) or 0
     if not _fits(tracer, node, units) or any(tracer.size(axis) not in (units, None) for axis in made):
         tracer.freeze_node(node, f"weights that don't fit each other: {node.op_type} at {node.name}")
@@ -48,8 +48,7 @@ def recurrent(tracer: Tracer, node: Node) -> None:
     tracer.freeze(tracer.operand(node, _LENGTHS), f"lengths of sequences: {node.op_type} at {node.name}")
     for name, axis in made:
         tracer.freeze(name, f"time, batch or direction of {node.op_type} at {node.name}", range(axis))
-    if made:
-        _hidden_units(tracer, node, units, made)
+    _hidden_units(tracer, node, units, made)
 
 
 def _fits(tracer: Tracer, node: Node, units: int) -> bool:
@@ -65,8 +64,9 @@ def _hidden_units(tracer: Tracer, node: Node, units: int, made: list[AxisKey]) -
     """Link all that has an entry for each hidden unit; both directions have as many, so a unit goes in both."""
     first = made[0]
     states = [index for index in _STATES[node.op_type] if tracer.operand(node, index) is not None]
-    zero = [index for index in states if _is_zero(tracer.graph, node.inputs[index])]
-    _computed_states(tracer, node, [index for index in states if index not in zero], first)
+    computed = [index for index in states if isinstance(tracer.operand(node, index), str)]
+    zero = [index for index in computed if _is_zero(tracer.graph, node.inputs[index])]
+    _computed_states(tracer, node, [index for index in computed if index not in zero], first)
     tracer.produce(tracer.weight_use(node, first, _WEIGHT, 1))
     own = replace(tracer.weight_use(node, first, _RECURRENCE, _UNITS), recurrence=tracer.graph.recurrences[node.index])
     tracer.consume(own)
@@ -83,7 +83,7 @@ def _hidden_units(tracer: Tracer, node: Node, units: int, made: list[AxisKey]) -
             tracer.freeze(first[0], f"bias computed at run time: {node.op_type} at {node.name}", [first[1]])
     for index in states:
         key = tracer.operand(node, index)
-        if isinstance(key, tuple) and index not in zero:
+        if isinstance(key, tuple):
             tracer.link(first, (key, _UNITS), node)
 
     def size_follows(edit: NodeEdit) -> None:
@@ -96,11 +96,9 @@ def _hidden_units(tracer: Tracer, node: Node, units: int, made: list[AxisKey]) -
 
 
 def _computed_states(tracer: Tracer, node: Node, states: list[int], first: AxisKey) -> None:
-    """Initial states (directions, batch, units) that are no constants bring their units along."""
+    """Initial states (directions, batch, units) that are computed at run time bring their units along."""
     for index in states:
-        key = tracer.operand(node, index)
-        if not isinstance(key, str):
-            continue
+        key = node.inputs[index]
         reason = f"initial state of {node.op_type} at {node.name}"
         if tracer.rank(key) == _UNITS + 1:
             tracer.freeze(key, reason, range(_UNITS))
@@ -111,16 +109,16 @@ def _computed_states(tracer: Tracer, node: Node, states: list[int], first: AxisK
 
 
 def _is_zero(graph: GraphView, name: str) -> bool:
-    """Whether a tensor holds nothing but zeros, also where its lengths are known at run time only.
+    """Whether a tensor that is computed at run time holds nothing but zeros: no initial state at all means the same.
 
-    No initial state at all means the same.
+    That of a constant is not known if callers may override it.
     """
     seen, pending = {name}, [name]
     while pending:
         tensor = pending.pop()
         maker = graph.makers.get(tensor)
         if (value := graph.value(tensor)) is not None:
-            if np.any(value):
+            if np.any(value) or tensor in graph.constants.overridable:
                 return False
         elif maker is not None and maker.op_type == "ConstantOfShape":
             filler = maker.attributes.get("value")
