@@ -7,7 +7,7 @@ there can't hide here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,10 @@ import onnx
 from onnx import numpy_helper
 
 from ucpe_onnx.analysis.constants import Constants
+from ucpe_onnx.errors import MaskError
 from ucpe_onnx.masks import Mask, check_masks
 from ucpe_onnx.model.functions import inline_functions
-from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.model.naming import fresh_name, node_names, recurrence_names, tensor_names
 from ucpe_onnx.model.offload import copy_model
 
 
@@ -27,8 +28,10 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
 
     Args:
         model: the model; not changed.
-        masks: for each consumer, by node name, a boolean array of shape (C_in,), True = keep. Consumers that are not
-            named keep everything.
+        masks: for each consumer, by its name, a boolean array of shape (C_in,), True = keep. Consumers that are not
+            named keep everything. A recurrent layer is two: its node reads the input's features through W, and its
+            recurrence, ``<node>/recurrence``, the hidden units of the step before through R, in all directions. Layers
+            in the body of an If, Loop or Scan are called ``<node>/<attribute>/<name in the body>``.
 
     Returns:
         A copy of the model with edited initializers. A weight that several nodes read, or that is computed from
@@ -37,16 +40,24 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
     Raises:
         MaskError: a name is no consumer of the model, or a mask has a wrong length or keeps nothing.
     """
-    model = inline_functions(model)
+    return _masked(inline_functions(model), masks)
+
+
+def _masked(
+    model: onnx.ModelProto, masks: Mapping[str, Mask], foreign: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
+    """The same for a model without functions, or for a body with initializers that are not its own."""
     names = node_names(model.graph.node)
+    bodies, masks = _by_body(model, names, masks)
     position = {name: index for index, name in enumerate(names) if name in masks}
     finder = _Weights(model)
     weights = {name: weight for name, index in position.items() if (weight := finder.of(index)) is not None}
+    weights.update(finder.recurrences())
     channels = {name: weight.channels for name, weight in weights.items()}
     masks = check_masks(masks, {name: count for name, count in channels.items() if count})
 
     masks = {name: mask for name, mask in masks.items() if not mask.all()}
-    own = {weights[name].tensor for name in masks if finder.readers[weights[name].tensor] == 1}
+    own = {weights[name].tensor for name in masks if finder.readers[weights[name].tensor] == 1} - foreign
     copy = copy_model(model, [i for i, tensor in enumerate(model.graph.initializer) if tensor.name in own])
     stored = {tensor.name: tensor for tensor in copy.graph.initializer if tensor.name in own}
     taken = tensor_names(model.graph)
@@ -60,7 +71,52 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
             fresh = fresh_name(f"{weight.tensor}_masked", taken)
             copy.graph.node[weight.node].input[weight.input] = fresh
             copy.graph.initializer.append(numpy_helper.from_array(edited, fresh))
+    for (index, attribute), inner in bodies.items():
+        body = next(each.g for each in copy.graph.node[index].attribute if each.name == attribute)
+        _mask_body(body, inner, model, finder.constants, f"{names[index]}/{attribute}")
     return copy
+
+
+def _by_body(
+    model: onnx.ModelProto, names: list[str], masks: Mapping[str, Mask]
+) -> tuple[dict[tuple[int, str], dict[str, Mask]], dict[str, Mask]]:
+    """The masks of layers in bodies, by node and attribute and the name there, and the others."""
+    inside: dict[tuple[int, str], dict[str, Mask]] = {}
+    rest = dict(masks)
+    outside = {*names, *recurrence_names(model.graph.node).values()}
+    for index, node in enumerate(model.graph.node):
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                start = f"{names[index]}/{attribute.name}/"
+                for name in [name for name in rest if name.startswith(start) and name not in outside]:
+                    inside.setdefault((index, attribute.name), {})[name.removeprefix(start)] = rest.pop(name)
+    return inside, rest
+
+
+def _mask_body(
+    body: onnx.GraphProto, masks: Mapping[str, Mask], model: onnx.ModelProto, constants: Constants, where: str
+) -> None:
+    """Edit a body in place; the weights of the graphs around it that it reads become its own."""
+    alone = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    alone.graph.CopyFrom(body)
+    stored = {tensor.name for tensor in body.initializer}
+    made = stored | {value.name for value in body.input} | {name for node in body.node for name in node.output}
+    around = [name for name in dict.fromkeys(_reads(body)) if name not in made and name in constants]
+    alone.graph.initializer.extend(numpy_helper.from_array(np.array(constants.value(name)), name) for name in around)
+    try:
+        masked = _masked(alone, masks, frozenset(around))
+    except MaskError as error:
+        raise MaskError(f"{where}: {error}") from error
+    kept = [tensor for tensor in masked.graph.initializer if tensor.name not in around]
+    body.ClearField("node")
+    body.node.extend(masked.graph.node)
+    body.ClearField("initializer")
+    body.initializer.extend(kept)
+
+
+def _reads(graph: onnx.GraphProto) -> list[str]:
+    """Everything that a graph and its bodies read."""
+    return [name for node in graph.node for name in node.input if name] + _read_elsewhere(graph)
 
 
 @dataclass(frozen=True)
@@ -118,6 +174,15 @@ class _Weights:
             channels = 0
         return _Weight(*source, tensor, axis, groups, self._zero(source, len(shape)), channels)
 
+    def recurrences(self) -> Iterator[tuple[str, _Weight]]:
+        """The names of recurrences, and their weights R (directions, gates * units, units) where these are constant."""
+        for index, name in recurrence_names(self.nodes).items():
+            source = self._source(index, _RECURRENCE)
+            tensor = "" if source is None else self.nodes[source[0]].input[source[1]]
+            shape = self.constants.shape(tensor)
+            if source is not None and shape is not None and len(shape) == 3:
+                yield name, _Weight(*source, tensor, 2, 1, self._zero(source, 3), shape[2])
+
     def _source(self, index: int, at: int) -> tuple[int, int] | None:
         """Where the constant behind an input is used first; None if there is none."""
         while at < len(self.nodes[index].input) and (name := self.nodes[index].input[at]) not in self.constants:
@@ -164,6 +229,9 @@ _WEIGHT_INPUT = {
     "RNN": 1,
 }
 """The input of each kind of consumer that holds its weight; a matrix product may have it on the left instead."""
+
+_RECURRENCE = 2
+"""The input of recurrent layers by which they read their hidden units."""
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -99,8 +99,8 @@ KEEP: dict[str, Step] = (
 
 FREEZE: dict[str, tuple[Step, str]] = {
     "unknown": (
-        lambda net, x: net.op("ReverseSequence", x, net.ints(2), batch_axis=0, time_axis=1),
-        "operator without a rule: ReverseSequence",
+        lambda net, x: net.op("GatherElements", x, net.weight(np.indices(net.shapes[x])[1][:, ::-1]), axis=1),
+        "operator without a rule: GatherElements",
     ),
     "CumSum": (lambda net, x: net.op("CumSum", x, net.weight(np.int64(1))), "order along the axis matters: CumSum"),
     "LRN": (lambda net, x: net.op("LRN", x, size=3), "channel-mixing op LRN"),
@@ -186,19 +186,17 @@ FREEZE: dict[str, tuple[Step, str]] = {
         lambda net, x: net.op("DequantizeLinear", *net.ops("DynamicQuantizeLinear", x, outputs=3)),
         "scale taken from all channels",
     ),
-    "subgraph": (
-        lambda net, x: net.output(_if(net, x)) and x,
-        "is read inside of a subgraph",
-    ),
+    "If": (lambda net, x: net.output(_if(net, x)) and x, "hands on different shapes"),
     "no reader": (lambda net, x: net.op("Relu", net.input("z", (1, 8, 4, 4))), "no consumer with a constant weight"),
 }
 """Steps that fix the eight channels of the convolution before, with the reason that the user reads."""
 
 
 def _if(net: Net, x: str) -> str:
+    """One branch hands on the tensor, the other a matrix."""
     bodies = []
-    for op_type in ("Relu", "Neg"):
-        out = helper.make_tensor_value_info(f"{op_type}_of_{x}", TensorProto.FLOAT, net.shapes[x])
+    for op_type in ("Relu", "Flatten"):
+        out = helper.make_tensor_value_info(f"{op_type}_of_{x}", TensorProto.FLOAT, None)
         bodies.append(helper.make_graph([helper.make_node(op_type, [x], [out.name])], "body", [], [out]))
     condition = net.input("condition", (), TensorProto.BOOL)
     return net.op("If", condition, shapes=[net.shapes[x]], then_branch=bodies[0], else_branch=bodies[1])

@@ -97,7 +97,7 @@ def test_passes_tell_what_they_leave_and_why() -> None:
     ("reader", "reason"),
     [
         ("output", "it is an output of the graph too"),
-        ("subgraph", "a subgraph reads it too"),
+        ("subgraph", "something else reads it whole"),
         ("convolution", "its readers need different parts of it"),
     ],
 )

@@ -12,6 +12,7 @@ from tests.builders import Masked, feeds_for
 from tests.suites.onnx_check import changed_interface
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masks import Mask
+from ucpe_onnx.model.naming import node_names
 from ucpe_onnx.passes import emit
 from ucpe_onnx.planning.lower import LOWERING_RULES
 from ucpe_onnx.planning.make import Settings, make_plan
@@ -45,7 +46,7 @@ def check(
     assert not {*pruned, *whole} - set(makers), "no such producers"
     for seed in range(seeds):
         masks = half_masks(traced, seed)
-        masked = Masked(named(model, traced), masks, *feeds)
+        masked = Masked(named(model), masks, *feeds)
         for lowering in LOWERING_RULES:
             where = f"seed {seed}, lowering {lowering}"
             plan = make_plan(traced, masks, Settings(Target(blocked=False), lowering))
@@ -85,12 +86,12 @@ def half_masks(traced: Trace, seed: int) -> dict[str, Mask]:
     return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
-def named(model: onnx.ModelProto, traced: Trace) -> onnx.ModelProto:
+def named(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the names that its nodes go by: onnxruntime loads none that has a name twice."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for node, view in zip(copy.graph.node, traced.graph.nodes, strict=True):
-        node.name = view.name
+    for node, name in zip(copy.graph.node, node_names(copy.graph.node), strict=True):
+        node.name = name
     return copy
 
 

@@ -1,4 +1,4 @@
-"""If, Loop and Scan bodies that read tensors and weights of the outer graph: what they read stays as it is."""
+"""If, Loop and Scan: channels go in and out of bodies, and layers in them are layers like others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.builders import Net
 from tests.structure.checking import check
+from ucpe_onnx.model.bodies import fold, unfold
+from ucpe_onnx.model.bodies.markers import has_bodies
 
 SHAPE = (1, 6, 4, 4)
 
@@ -51,8 +53,7 @@ def test_if_captures_what_a_layer_makes(captured: str) -> None:
     out = chosen(net, branch("then", node("Neg", held, "t")), branch("else", node("Abs", held, "e")))
     c = net.conv(b, 5, name="c")
     model = net.output(net.conv(out, 2, name="d"), net.conv(c, 2, name="e")).model()
-    other = {"a": "b", "b": "a"}[captured]
-    check(model, pruned=[other, "c"], whole=[captured], feeds=both_ways())
+    check(model, pruned=["a", "b", "c"], feeds=both_ways())
 
 
 def both_ways() -> list[dict[str, np.ndarray]]:
@@ -62,14 +63,16 @@ def both_ways() -> list[dict[str, np.ndarray]]:
 
 
 def test_branches_that_make_a_segment_s_tensor() -> None:
-    """The output of an If is unknown territory, and so are the channels that join it."""
+    """The layer in one branch makes the channels that the other branch hands on, and that an outer layer adds to."""
     net = Net()
     a, b = start(net)
     weight = net.weight(net.normal(6, 6, 1, 1), "inner_weight")
     out = chosen(net, branch("then", node("Conv", f"{a} {weight}", "t")), branch("else", node("Identity", a, "e")))
     total = net.op("Add", out, net.conv(b, 6, name="c"))
     model = net.output(net.conv(total, 2, name="d")).model()
-    check(model, pruned=["b"], whole=["a", "c"], feeds=both_ways())
+    traced = check(model, pruned=["a", "b", "c"], feeds=both_ways())
+    (inner,) = set(traced.consumers) - {"a", "b", "c", "d"}
+    assert inner.endswith("/then_branch/Conv_0")
 
 
 def test_a_body_reads_the_weight_of_an_outer_layer() -> None:
@@ -102,7 +105,7 @@ def test_a_body_within_a_body() -> None:
 
 
 def test_loop_captures_and_carries() -> None:
-    """The body adds an outer tensor to the one that it carries along."""
+    """The body adds an outer tensor to the one that it carries along: all of them have the same channels."""
     net = Net()
     a, b = start(net)
     kinds = [("i", [], TensorProto.INT64), ("go", [], TensorProto.BOOL), ("state", SHAPE, TensorProto.FLOAT)]
@@ -115,7 +118,7 @@ def test_loop_captures_and_carries() -> None:
     trips = net.weight(np.array(3, dtype=np.int64), "trips")
     (out,) = net.ops("Loop", trips, "", net.conv(b, 6, name="c"), shapes=[SHAPE], body=body)
     model = net.output(net.conv(out, 2, name="d")).model()
-    check(model, pruned=["b"], whole=["a", "c"])
+    check(model, pruned=["a", "b", "c"])
 
 
 def test_scan_runs_over_channels() -> None:
@@ -162,8 +165,8 @@ def test_a_body_uses_the_names_that_an_emitted_model_would() -> None:
     check(model, pruned=["a", "b"], feeds=both_ways())
 
 
-def test_a_layer_inside_of_a_body_is_left_alone() -> None:
-    """Its weights are no consumer's: bodies are not looked into."""
+def test_layers_inside_of_a_body() -> None:
+    """They are called by the node, the body and their own names, and pruned with those around them."""
     net = Net()
     _, b = start(net)
     weights = {n: numpy_helper.from_array(net.normal(6, 6, 1, 1), n) for n in ("u", "v")}
@@ -175,5 +178,63 @@ def test_a_layer_inside_of_a_body_is_left_alone() -> None:
         list(weights.values()),
     )
     out = chosen(net, body, branch("else", node("Identity", b, "e")))
-    traced = check(net.output(net.conv(out, 2, name="c")).model(), pruned=["a"], whole=["b"], feeds=both_ways())
-    assert set(traced.consumers) == {"a", "b", "c"}
+    traced = check(net.output(net.conv(out, 2, name="c")).model(), pruned=["a", "b"], feeds=both_ways())
+    (control,) = (name for name in traced.graph.unfolding.controls)
+    inner = {f"{control}/then_branch/{name}" for name in ("inner", "inner2")}
+    assert set(traced.consumers) == {"a", "b", "c", *inner}
+
+
+def recurrence(net: Net, x: str, width: int, *, scan: bool = False) -> str:
+    """A recurrent cell with weights in its body, over axis 0 of a sequence (time, 1, width)."""
+    nodes = [
+        node("Gather", f"{x} i", "step", axis=0),
+        node("MatMul", "step wx", "from_step", name="from_step"),
+        node("MatMul", "state wh", "from_state", name="from_state"),
+        node("Add", "from_step from_state", "sum"),
+        node("Tanh", "sum", "next"),
+        node("Identity", "next", "told"),
+        node("Identity", "go", "go_on"),
+    ]
+    stored = [
+        numpy_helper.from_array(net.normal(width, 6), "wx"),
+        numpy_helper.from_array(net.normal(6, 6), "wh"),
+    ]
+    zero = net.weight(np.zeros((1, 6), np.float32), "zero")
+    outputs = [value("next", (1, 6)), value("told", (1, 6))]
+    if scan:
+        body = helper.make_graph(nodes[1:6], "body", [value("state", (1, 6)), value("step", (1, width))], outputs, stored)
+        more = {"num_scan_inputs": 1}
+        return net.ops("Scan", zero, x, outputs=2, shapes=[(1, 6), (4, 1, 6)], body=body, **more)[1]
+    inputs = [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("state", (1, 6))]
+    body = helper.make_graph(nodes, "body", inputs, [value("go_on", [], TensorProto.BOOL), *outputs], stored)
+    trips = net.weight(np.array(4, dtype=np.int64), "trips")
+    return net.ops("Loop", trips, "", zero, outputs=2, shapes=[(1, 6), (4, 1, 6)], body=body)[1]
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["loop", "scan"])
+def test_a_recurrent_cell_that_is_written_out(scan: bool) -> None:
+    """Its hidden units go, with the state that a step hands to the next, where what reads them drops them."""
+    net = Net()
+    x = net.op("MatMul", net.input("x", (4, 1, 3)), net.weight(net.normal(3, 5)), name="a")
+    told = recurrence(net, x, 5, scan=scan)
+    model = net.output(net.op("MatMul", told, net.weight(net.normal(6, 2)), name="b")).model()
+    traced = check(model, pruned=["a"])
+    (control,) = traced.graph.unfolding.controls
+    inner = {f"{control}/body/{name}": traced.consumers[f"{control}/body/{name}"] for name in ("from_step", "from_state")}
+    assert all(consumer.prunable.all() for consumer in inner.values())
+    assert inner[f"{control}/body/from_state"].segment == traced.consumers["b"].segment
+
+
+def test_what_is_not_touched_comes_back_byte_by_byte() -> None:
+    net = Net()
+    a, b = start(net)
+    out = chosen(net, branch("then", node("Neg", a, "t")), branch("else", node("Abs", a, "e")))
+    model = net.output(net.conv(out, 2, name="c"), net.conv(b, 3, name="d")).model()
+    unfolding = unfold(model)
+    assert unfolding.bodies and not any(has_bodies(inner) for inner in unfolding.model.graph.node)
+    draft = onnx.ModelProto()
+    draft.CopyFrom(unfolding.model)
+    fold(draft, unfolding)
+    for given, found in zip(model.graph.node, draft.graph.node, strict=True):
+        given.name = found.name
+    assert draft.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)

@@ -96,6 +96,8 @@ def collect(
 
 def _is_numeric(trace: Trace, consumer: Consumer) -> bool:
     tensor = consumer.use.tensor_axis[0]
+    if tensor in trace.graph.unfolding.inside:  # a body hands out nothing else than what it says
+        return False
     return isinstance(tensor, str) and trace.graph.types.get(tensor, onnx.TensorProto.FLOAT) in _NUMERIC
 
 

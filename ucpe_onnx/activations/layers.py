@@ -153,6 +153,8 @@ def _layer(graph: GraphView, node: Node) -> Layer | str:
     op = LAYER_OPS.get(node.op_type)
     if op is None or not op.linear or op.transposed or len(node.inputs) < 2:
         return f"{node.op_type} is not refitted, only Conv, Gemm and MatMul are"
+    if node.name in graph.unfolding.inside:
+        return "it stands in the body of an If, Loop or Scan"
     data, weight = node.inputs[op.data], node.inputs[op.weight]
     if data in graph.constants:
         return "its weight stands on the left"

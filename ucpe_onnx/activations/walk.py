@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from ucpe_onnx.activations.store import Chunks, Store
 from ucpe_onnx.analysis.graph import GraphView, captured_by
 from ucpe_onnx.errors import ModelError
+from ucpe_onnx.model.bodies import folded_nodes, unfold
 from ucpe_onnx.model.offload import tensor_value
 from ucpe_onnx.runtime.session import RunOptions, Session, as_session, ort_message
 
@@ -50,13 +51,15 @@ class Walk:
     ) -> None:
         self._graph, self._store, self._options = graph, store, options
         self._weights = {} if weights is None else weights
-        self._model = graph.model if model is None else model
+        self._unfolding = graph.unfolding if model is None else unfold(model)
+        self._model = self._unfolding.model
         if len(self._model.graph.node) != len(graph.nodes):
             raise ModelError("the model calls functions of its own, which must be expanded")
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._next = 0
         self._kept: dict[str, Chunks] = {}
         self._needed_until = _last_reads(graph)
+        self._starts = _starts(graph)
         self._count = len(feeds)
         for name in graph.inputs:
             if not all(isinstance(feed[name], (np.ndarray, np.generic)) for feed in feeds):
@@ -67,12 +70,13 @@ class Walk:
         """Compute all nodes before one.
 
         Args:
-            index: of that node in graph order.
+            index: of that node in graph order. Of an If, Loop or Scan nothing is computed before all of it is.
             extra: tensors to keep although no node from there on reads them.
 
         Raises:
             ModelError: a part of the model can't be run by itself.
         """
+        index = self._starts.get(index, index)
         if index > self._next:
             self._run(range(self._next, index), frozenset(extra))
             self._next = index
@@ -88,7 +92,7 @@ class Walk:
         return tensor in self._kept
 
     def _run(self, part: range, extra: frozenset[str]) -> None:
-        nodes = [self._model.graph.node[index] for index in part]
+        nodes = folded_nodes(self._unfolding, [self._model.graph.node[index] for index in part])
         made = [name for node in nodes for name in node.output if name]
         wanted = [name for name in made if name in extra or self._needed_until.get(name, -1) >= part.stop]
         if not wanted:
@@ -151,6 +155,15 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Names of the tensors that a node reads, its subgraphs included."""
     yield from (name for name in node.input if name)
     yield from captured_by(node)
+
+
+def _starts(graph: GraphView) -> dict[int, int]:
+    """For each node of an If, Loop or Scan, its markers included, the first of them."""
+    if not graph.unfolding.bodies:
+        return {}
+    first: dict[str, int] = {}
+    controls = [(node.index, graph.unfolding.outermost(node.name)) for node in graph.nodes]
+    return {index: first.setdefault(control, index) for index, control in controls if control}
 
 
 def _last_reads(graph: GraphView) -> dict[str, int]:

@@ -36,8 +36,8 @@ class Consumer:
 
     @property
     def name(self) -> str:
-        """The node's name, which identifies the consumer everywhere."""
-        return self.use.node.name
+        """The node's name, or that of its recurrence: it identifies the consumer everywhere."""
+        return self.use.name
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Trace:
     Attributes:
         graph: the view of the model.
         slots: the slot class of every position of every traced axis.
-        consumers: by node name, in graph order.
+        consumers: by name, in graph order.
         segments: by number.
         producers: all weight uses that make channels, in graph order.
         rewrites: how nodes are adapted to the emitted sizes, by node index.

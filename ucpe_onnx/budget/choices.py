@@ -92,7 +92,8 @@ class _Maker:
     def choices(self) -> SegmentChoices:
         order = self._order()
         several = len(self.segment.consumers) > 1
-        shrinks = not several or self.limits.mode != "unconstrained"
+        recurs = any(reader.use.recurrence for reader in self.readers)
+        shrinks = not several or recurs or self.limits.mode != "unconstrained"
         counts = self._counts(self._bearable(order)) if shrinks else [0]
         bases: list[npt.NDArray[np.bool_]] = []
         readings: dict[str, list[Reading]] = {reader.name: [] for reader in self.readers}
@@ -111,7 +112,8 @@ class _Maker:
     def _selects(self, reader: Consumer) -> bool:
         """Whether a consumer may drop channels that are emitted: for others, or since they must stay."""
         offered = bool((reader.prunable & self.segment.frozen[reader.slots]).any())
-        return self.limits.mode != "constrained" and (len(self.segment.consumers) > 1 or offered)
+        others = len(self.segment.consumers) > 1 or offered
+        return others and self.limits.mode != "constrained" and not reader.use.recurrence
 
     def _order(self) -> npt.NDArray[np.int64]:
         """Slots that may disappear, those first that cost their consumers least in all."""

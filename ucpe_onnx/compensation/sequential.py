@@ -121,7 +121,9 @@ def compensate(
         weights: dict[str, Array] = {}
         original = Walk(graph, feeds, store, options)
         # Also layers that are not refitted must be masked for what is behind them.
-        pruned = Walk(graph, feeds, store, options, weights=weights, model=masked_model(graph.model, dropping))
+        pruned = Walk(
+            graph, feeds, store, options, weights=weights, model=masked_model(graph.unfolding.source, dropping)
+        )
         job = _Sequence(graph, dropping, weights, original, pruned, samples, np.random.default_rng(seed))
         # What overflows is not finite afterwards, and looked for there.
         with np.errstate(over="ignore", invalid="ignore"):

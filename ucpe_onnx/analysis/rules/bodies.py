@@ -17,63 +17,71 @@ from ucpe_onnx.model.bodies.markers import Form, bodies_of
 
 def branches(tracer: Tracer, node: Node) -> None:
     """The outputs of an If are those of its branches."""
-    tracer.freeze(tracer.operand(node, 0), f"condition of If at {node.name}")
-    count = len(node.outputs)
+    tracer.freeze(tracer.operand(node, 0), f"condition of {_told(tracer, node)}")
+    count, condition = len(node.outputs), tracer.graph.value(node.inputs[0])
     for place, out in enumerate(node.outputs):
         handed = [tracer.operand(node, 1 + place), tracer.operand(node, 1 + count + place)]
-        _same(tracer, node, handed, out, "If")
+        if condition is not None:  # as where a tensor's rank decides; the other branch never runs
+            taken = 0 if bool(condition.item()) else 1
+            tracer.freeze(handed.pop(1 - taken), f"branch that is never taken: {_told(tracer, node)}")
+        _same(tracer, node, handed, out)
 
 
 def entered(tracer: Tracer, node: Node) -> None:
     """What a body reads: states as they are at first, and slices of what is scanned."""
-    form, op_type = _form(tracer, node)
+    form = _form(tracer, node)
     for place in range(form.before):
-        tracer.freeze(tracer.operand(node, place), f"iterations of {op_type} at {_control(node)}")
-        tracer.freeze(node.outputs[place], f"iterations of {op_type} at {_control(node)}")
+        for tensor in (tracer.operand(node, place), node.outputs[place]):
+            tracer.freeze(tensor, f"iterations of {_told(tracer, node)}")
     for place in range(form.before, form.before + form.states):
-        _same(tracer, node, [tracer.operand(node, place)], node.outputs[place], op_type)
+        _same(tracer, node, [tracer.operand(node, place)], node.outputs[place])
     for place, axis in enumerate(form.scanned_axes, form.before + form.states):
-        _sliced(tracer, node, tracer.operand(node, place), node.outputs[place], axis, op_type)
+        _sliced(tracer, node, tracer.operand(node, place), node.outputs[place], axis)
 
 
 def left(tracer: Tracer, node: Node) -> None:
     """What a body hands out: states as they are at last, and its slices put together."""
-    form, op_type = _form(tracer, node)
+    form = _form(tracer, node)
     for place in range(form.conditions):
-        tracer.freeze(tracer.operand(node, place), f"iterations of {op_type} at {node.name}")
+        tracer.freeze(tracer.operand(node, place), f"iterations of {_told(tracer, node)}")
     handed = form.conditions + form.states + form.gathered
     for place in range(form.states):
         before, after = tracer.operand(node, handed + place), tracer.operand(node, form.conditions + place)
         final = node.outputs[place] if node.has(place) else None
-        _same(tracer, node, [before, after], final, op_type)
+        _same(tracer, node, [before, after], final)
     for place, axis in enumerate(form.gathered_axes):
         part = tracer.operand(node, form.conditions + form.states + place)
         whole = node.outputs[form.states + place] if node.has(form.states + place) else None
         if whole is None:
-            tracer.freeze(part, f"{op_type} at {node.name} hands it to nobody")
+            tracer.freeze(part, f"{_told(tracer, node)} hands it to nobody")
         else:
-            _sliced(tracer, node, whole, part, axis, op_type, outwards=True)
+            _sliced(tracer, node, whole, part, axis, outwards=True)
 
 
 def _control(node: Node) -> str:
     return node.name.removesuffix("/enter")
 
 
-def _form(tracer: Tracer, node: Node) -> tuple[Form, str]:
+def _told(tracer: Tracer, node: Node) -> str:
+    """The node with the body, as reasons name it."""
+    return f"{tracer.graph.unfolding.controls[_control(node)].op_type} at {_control(node)}"
+
+
+def _form(tracer: Tracer, node: Node) -> Form:
     control = tracer.graph.unfolding.controls[_control(node)]
     (_, body), *_ = bodies_of(control)
-    return Form.of(control, body), control.op_type
+    return Form.of(control, body)
 
 
-def _same(tracer: Tracer, node: Node, sources: Sequence[TensorKey | None], out: str | None, op_type: str) -> None:
+def _same(tracer: Tracer, node: Node, sources: Sequence[TensorKey | None], out: str | None) -> None:
     """Several tensors, of which one is handed on, have the same channels; a state that is handed out may be missing."""
-    reason = f"{op_type} at {_control(node)} hands on different shapes"
+    reason = f"{_told(tracer, node)} hands on different shapes"
     present = [source for source in sources if source is not None]
     given = [*present, *([out] if out else [])]
     ranks = {tracer.rank(tensor) for tensor in given}
     inner = any(isinstance(tensor, tuple) for tensor in present) and node.op_type != ENTER
     if len(ranks) != 1 or None in ranks or inner or len(present) < len(sources):
-        told = f"{op_type} at {_control(node)} hands on a constant" if inner else reason
+        told = f"{_told(tracer, node)} hands on a constant" if inner else reason
         for tensor in given:
             tracer.freeze(tensor, told)
         return
@@ -95,12 +103,11 @@ def _sliced(
     whole: TensorKey | None,
     part: TensorKey | None,
     axis: int,
-    op_type: str,
     *,
     outwards: bool = False,
 ) -> None:
     """A tensor and its slices along an axis, which has as many positions as there are iterations."""
-    reason = f"{op_type} at {_control(node)} runs along the axis, or cuts what has no known shape"
+    reason = f"{_told(tracer, node)} runs along the axis, or cuts what has no known shape"
     rank = None if whole is None else tracer.rank(whole)
     if whole is None or part is None or rank is None or tracer.rank(part) != rank - 1 or isinstance(part, tuple):
         tracer.freeze(whole, reason)

@@ -17,6 +17,7 @@ from ucpe_onnx.analysis.shapes.contrib import contrib_shapes
 from ucpe_onnx.analysis.shapes.operators import output_shapes
 from ucpe_onnx.analysis.shapes.partial import LARGEST, Dim, Facts, Partial, Shape
 from ucpe_onnx.analysis.shapes.values import follows, propagate
+from ucpe_onnx.model.bodies.markers import DOMAIN
 
 _STANDARD = ("", "ai.onnx")
 _CONTRIB = "com.microsoft"
@@ -84,6 +85,8 @@ class Refinement:
             self._follow_values(node, facts)
         if not is_open:
             return
+        if domain == DOMAIN and node.op_type == "If":
+            self._follow_branch(node, facts)
         if any(attribute.type in _GRAPHS for attribute in node.attribute):
             if domain == "" and node.op_type == "If":
                 self._choose_branch(node, facts)
@@ -149,6 +152,20 @@ class Refinement:
             if self._learn(output, _either([branch._shape(name) for branch, name in pairs])) and len(pairs) == 1:
                 self.values[output] = branches[0]._value(results[0])
             types = {branch._types.get(name) for branch, name in pairs}
+            if len(types) == 1 and (elem_type := types.pop()):
+                self._types.setdefault(output, elem_type)
+
+    def _follow_branch(self, node: onnx.NodeProto, facts: Facts) -> None:
+        """The outputs of an If whose branches have been unfolded: of the one that is taken, or what both have."""
+        condition, count = facts.value(0), len(node.output)
+        taken = None if condition is None else condition.known()
+        for place, output in enumerate(node.output):
+            sources = [node.input[1 + place], node.input[1 + count + place]]
+            if taken is not None:
+                sources = sources[:1] if taken.item() else sources[1:]
+            if self._learn(output, _either([self._shape(name) for name in sources])) and len(sources) == 1:
+                self.values[output] = self._value(sources[0])
+            types = {self._types.get(name) for name in sources}
             if len(types) == 1 and (elem_type := types.pop()):
                 self._types.setdefault(output, elem_type)
 

@@ -3,7 +3,7 @@
 An If becomes one node behind the nodes of both branches; a Loop or a Scan becomes two, one in front of its body and one
 behind it. These markers are of a domain of their own, and nobody runs them.
 
-* ``If``: condition, outputs of the first body, outputs of the second; its outputs are the If's.
+* ``If``: condition, outputs of the branch that runs if it is true, of the other; its outputs are the If's.
 * ``Enter``: the inputs of the Loop or Scan; its outputs are the inputs of the body.
 * ``Exit``: the outputs of the body, then the inputs of the body that are states; its outputs are the Loop's or Scan's.
 """
@@ -66,8 +66,9 @@ class Form:
 
 
 def bodies_of(node: onnx.NodeProto) -> list[tuple[str, onnx.GraphProto]]:
-    """The bodies of a node by the names of their attributes, in order."""
-    return [(a.name, a.g) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    """The bodies of a node by the names of their attributes; of an If the one for a true condition first."""
+    found = [(a.name, a.g) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return sorted(found, key=lambda body: body[0] != "then_branch")
 
 
 def has_bodies(node: onnx.NodeProto) -> bool:
@@ -87,14 +88,10 @@ def is_followed(node: onnx.NodeProto, opset: int) -> bool:
     if node.op_type == "If":
         return all(len(body.output) == len(node.output) for body in bodies)
     form = Form.of(node, bodies[0])
-    counts = (
-        form.states,
-        form.gathered,
-        len(form.scanned_axes) - form.scanned,
-        len(form.gathered_axes) - form.gathered,
-    )
+    axes = len(form.scanned_axes) == form.scanned and len(form.gathered_axes) == form.gathered
     fits = len(node.input) == form.before + form.states + form.scanned
-    return fits and min(counts) >= 0 and len(node.output) <= form.states + form.gathered
+    counts = min(form.states, form.gathered) >= 0 and len(node.output) <= form.states + form.gathered
+    return fits and axes and counts
 
 
 def _is_plain(body: onnx.GraphProto, opset: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx
 
@@ -39,14 +40,31 @@ class Unfolding:
     """A model without bodies that can be followed, and what it takes to fold them back.
 
     Attributes:
+        source: the model itself.
         model: the unfolded model; the given one if there is nothing to unfold.
         bodies: what was unfolded, outer ones first, by scope.
         controls: the nodes that had the bodies, by their names in the unfolded graph.
     """
 
+    source: onnx.ModelProto
     model: onnx.ModelProto
     bodies: Mapping[str, Body] = field(default_factory=dict)
     controls: Mapping[str, onnx.NodeProto] = field(default_factory=dict)
+
+    @cached_property
+    def inside(self) -> frozenset[str]:
+        """The nodes and tensors of bodies, by their names in the unfolded graph."""
+        bodies = self.bodies.values()
+        return frozenset(name for body in bodies for name in (*body.nodes, *body.tensors))
+
+    def outermost(self, node: str) -> str:
+        """The If, Loop or Scan of the outermost graph that a node belongs to; "" for one that belongs to none."""
+        control = node.removesuffix("/enter")
+        control = control if control in self.controls else ""
+        scope = next((body.scope for body in self.bodies.values() if node in body.nodes), "")
+        while scope:
+            control, scope = self.bodies[scope].control, self.bodies[scope].around
+        return control
 
 
 def unfold(model: onnx.ModelProto) -> Unfolding:
@@ -57,7 +75,7 @@ def unfold(model: onnx.ModelProto) -> Unfolding:
     """
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
     if not any(has_bodies(node) and is_followed(node, opset) for node in model.graph.node):
-        return Unfolding(model)
+        return Unfolding(model, model)
     return _Unfolder(model, opset).unfolded()
 
 
@@ -81,7 +99,7 @@ class _Unfolder:
         flat.graph.node.extend(nodes)
         flat.graph.initializer.extend(self._initializers)
         flat.graph.value_info.extend(self._values)
-        return Unfolding(flat, self._bodies, self._controls)
+        return Unfolding(self._model, flat, self._bodies, self._controls)
 
     def _expanded(
         self, nodes: Iterable[onnx.NodeProto], names: Iterable[str], scope: str, renamed: Mapping[str, str]
