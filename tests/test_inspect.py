@@ -157,6 +157,20 @@ def test_listing_agrees_with_what_pruning_uses():
     assert prune(wide(), masks=masks, bench_seconds=0).report.verification.passed
 
 
+def test_recurrences_are_listed_beside_their_layers():
+    net = Net()
+    weights = [net.weight(net.normal(1, 15, size)) for size in (3, 5)]
+    _, last = net.ops("GRU", net.input("x", (4, 1, 3)), *weights, hidden_size=5, name="r", outputs=2)
+    found = listing(net.output(net.op("MatMul", last, net.weight(net.normal(5, 2)), name="b")).model())
+    listed = [(c["name"], c["op_type"], c["weight"], c["channels"], len(c["prunable"])) for c in found["consumers"]]
+    assert listed == [
+        ("r", "GRU", weights[0], 3, 0),
+        ("r/recurrence", "GRU", weights[1], 5, 5),
+        ("b", "MatMul", "w2", 5, 5),
+    ]
+    assert found["segments"][1]["consumers"] == ["r/recurrence", "b"]
+
+
 def test_says_why_weights_that_callers_may_override_stay(folder, capsys):
     model = branches()
     assert main([str(write(model, folder / "plain.onnx"))]) == 0

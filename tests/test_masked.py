@@ -197,3 +197,32 @@ def chain() -> onnx.ModelProto:
 def test_errors(masks: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(MaskError, match=message):
         masked_model(chain(), masks)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_a_recurrent_layer_is_two_consumers(direction: str) -> None:
+    net = Net()
+    count = 1 + (direction == "bidirectional")
+    weight, recurrence = net.normal(count, 12, 4), net.normal(count, 12, 4)
+    x = net.input("x", (5, 2, 4))
+    y = net.op("GRU", x, net.weight(weight), net.weight(recurrence), hidden_size=4, direction=direction, name="r")
+    model = net.output(y).model()
+    features, units = masked_model(model, {"r": KEEP}), masked_model(model, {"r/recurrence": KEEP})
+    assert np.array_equal(weight_of(features, "r"), without_channels(weight, 2))
+    assert np.array_equal(weight_of(features, "r", 2), recurrence)
+    assert np.array_equal(weight_of(units, "r"), weight)
+    assert np.array_equal(weight_of(units, "r", 2), without_channels(recurrence, 2))
+    assert_ignores_dropped_channels(model, features, 2)
+
+
+def test_what_the_recurrence_drops_is_still_made() -> None:
+    """By hand, for a plain layer: units that are dropped go on following what is read, and nobody follows them."""
+    net = Net()
+    weight, recurrence = net.normal(1, 4, 3), net.normal(1, 4, 4)
+    x = net.input("x", (2, 1, 3))
+    model = net.output(net.op("RNN", x, net.weight(weight), net.weight(recurrence), hidden_size=4, name="r")).model()
+    feeds = feeds_for(model)
+    state = np.zeros(4)
+    for step, got in zip(feeds["x"][:, 0], run(masked_model(model, {"r/recurrence": KEEP}), feeds)[0], strict=True):
+        state = np.tanh(weight[0] @ step + recurrence[0][:, KEEP] @ state[KEEP])
+        assert np.allclose(got[0, 0], state, atol=1e-6)

@@ -100,10 +100,10 @@ def prunable_share(traced: Trace) -> float:
     known = [use for use in traced.producers if use.tensor_axis in slots.axes]
     stays = {use.node.name: float(slots.frozen[slots.axes[use.tensor_axis]].mean()) for use in known}
     weights = total = 0.0
-    for name, consumer in traced.consumers.items():
+    for consumer in traced.consumers.values():
         size = math.prod(traced.graph.constants.shape(consumer.use.weight) or ())
         total += size
-        weights += size * (1.0 - float((~consumer.prunable).mean()) * stays.get(name, 1.0))
+        weights += size * (1.0 - float((~consumer.prunable).mean()) * stays.get(consumer.use.node.name, 1.0))
     return weights / total if total else 0.0
 
 

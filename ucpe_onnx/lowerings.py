@@ -24,7 +24,7 @@ class Reads(Enum):
 class Need(Enum):
     """What a consumer has to be able to do; the value completes "consumer 'x': ..." where it is not."""
 
-    SELECT = "its channels are bound to convolution groups, so it must read all"
+    SELECT = "its channels are bound to convolution groups, or are its own hidden units, so it must read all"
     DIVIDE = "can't read blocks; choose another lowering"
     SUM = "can't be a sum over blocks; choose another lowering"
     SEPARATE = "can't have producers of its own; choose another lowering"

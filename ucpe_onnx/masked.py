@@ -7,7 +7,7 @@ there can't hide here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.masks import Mask, check_masks
 from ucpe_onnx.model.functions import inline_functions
-from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.model.naming import fresh_name, node_names, recurrence_names, tensor_names
 from ucpe_onnx.model.offload import copy_model
 
 
@@ -27,8 +27,9 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
 
     Args:
         model: the model; not changed.
-        masks: for each consumer, by node name, a boolean array of shape (C_in,), True = keep. Consumers that are not
-            named keep everything.
+        masks: for each consumer, by its name, a boolean array of shape (C_in,), True = keep. Consumers that are not
+            named keep everything. A recurrent layer is two: its node reads the input's features through W, and its
+            recurrence, ``<node>/recurrence``, the hidden units of the step before through R, in all directions.
 
     Returns:
         A copy of the model with edited initializers. A weight that several nodes read, or that is computed from
@@ -42,6 +43,7 @@ def masked_model(model: onnx.ModelProto, masks: Mapping[str, Mask]) -> onnx.Mode
     position = {name: index for index, name in enumerate(names) if name in masks}
     finder = _Weights(model)
     weights = {name: weight for name, index in position.items() if (weight := finder.of(index)) is not None}
+    weights.update(finder.recurrences())
     channels = {name: weight.channels for name, weight in weights.items()}
     masks = check_masks(masks, {name: count for name, count in channels.items() if count})
 
@@ -118,6 +120,15 @@ class _Weights:
             channels = 0
         return _Weight(*source, tensor, axis, groups, self._zero(source, len(shape)), channels)
 
+    def recurrences(self) -> Iterator[tuple[str, _Weight]]:
+        """The names of recurrences, and their weights R (directions, gates * units, units) where these are constant."""
+        for index, name in recurrence_names(self.nodes).items():
+            source = self._source(index, _RECURRENCE)
+            tensor = "" if source is None else self.nodes[source[0]].input[source[1]]
+            shape = self.constants.shape(tensor)
+            if source is not None and shape is not None and len(shape) == 3:
+                yield name, _Weight(*source, tensor, 2, 1, self._zero(source, 3), shape[2])
+
     def _source(self, index: int, at: int) -> tuple[int, int] | None:
         """Where the constant behind an input is used first; None if there is none."""
         while at < len(self.nodes[index].input) and (name := self.nodes[index].input[at]) not in self.constants:
@@ -164,6 +175,9 @@ _WEIGHT_INPUT = {
     "RNN": 1,
 }
 """The input of each kind of consumer that holds its weight; a matrix product may have it on the left instead."""
+
+_RECURRENCE = 2
+"""The input of recurrent layers by which they read their hidden units."""
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:

@@ -91,7 +91,7 @@ class Plan:
         source_sha256: hash of the input file, or of the serialised model if it came as an object.
         tool_version: version of this package that made the plan.
         options: the options that it was made with.
-        consumers: by node name, in graph order.
+        consumers: by name, in graph order.
         segments: in the order of their numbers.
         weights: new values of initializers, in their full size, by name: what compensation has refitted.
     """

@@ -99,8 +99,8 @@ KEEP: dict[str, Step] = (
 
 FREEZE: dict[str, tuple[Step, str]] = {
     "unknown": (
-        lambda net, x: net.op("ReverseSequence", x, net.ints(2), batch_axis=0, time_axis=1),
-        "operator without a rule: ReverseSequence",
+        lambda net, x: net.op("GatherElements", x, net.weight(np.indices(net.shapes[x])[1][:, ::-1]), axis=1),
+        "operator without a rule: GatherElements",
     ),
     "CumSum": (lambda net, x: net.op("CumSum", x, net.weight(np.int64(1))), "order along the axis matters: CumSum"),
     "LRN": (lambda net, x: net.op("LRN", x, size=3), "channel-mixing op LRN"),

@@ -99,3 +99,13 @@ def test_macs_of_quantised_layers() -> None:
     matrix = net.weight(np.ones((4, 5), np.int8)), net.constant(0.1), net.weight(np.int8(0))
     z = net.op("QLinearMatMul", y, scale, zero, *matrix, scale, zero)
     assert macs(net, z, x=(1, 3, 4, 4)) == 8 * 3 * 16 + 8 * 4 * 4 * 5
+
+
+def test_recurrent_layers_read_their_input_and_themselves():
+    net = Net()
+    weights = [net.weight(net.normal(2, 4 * 5, size)) for size in (3, 5)]
+    x = net.input("x", ("T", "N", 3))
+    y = net.op("LSTM", x, *weights, hidden_size=5, direction="bidirectional")
+    model = net.output(net.op("ReduceMean", y)).model()
+    assert count_macs(model, {"x": (7, 2, 3)}) == 7 * 2 * 2 * 4 * 5 * (3 + 5)
+    assert count_macs(model, {}) is None

@@ -79,7 +79,7 @@ WITH_TESTS_OF_THEIR_OWN = {
     *(op for op in RULES if op.startswith("com.microsoft.nchwc::")),
     *("com.microsoft::FastGelu", "com.microsoft::QGemm", "com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"),
     *("com.microsoft::QLinearAveragePool", "com.microsoft::QLinearGlobalAveragePool", "com.microsoft::QLinearConcat"),
-    *("com.microsoft::QLinearLeakyRelu", "com.microsoft::QLinearSigmoid"),
+    *("com.microsoft::QLinearLeakyRelu", "com.microsoft::QLinearSigmoid", "ReverseSequence"),
 }
 """Most of them in the folder rules."""
 

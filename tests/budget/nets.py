@@ -75,7 +75,19 @@ def products() -> onnx.ModelProto:
     return net.output(net.gemm(b, 3, name="e"), d).model()
 
 
-NETS = (residual, joined, depthwise, grouped, products)
+def recurrent() -> onnx.ModelProto:
+    """A bidirectional LSTM with peepholes, its directions side by side, and a GRU of which the last state is read."""
+    net = Net()
+    a = net.op("MatMul", net.input("x", (3, 1, 5)), net.weight(net.normal(5, 8)), name="a")
+    weights = [net.weight(net.normal(2, *shape)) for shape in ((24, 8), (24, 6), (48,), (18,))]
+    y = net.op("LSTM", a, *weights[:3], "", "", "", weights[3], hidden_size=6, direction="bidirectional", name="b")
+    y = net.reshape(net.op("Transpose", y, perm=[0, 2, 1, 3]), 3, 1, 12)
+    weights = [net.weight(net.normal(1, *shape)) for shape in ((15, 12), (15, 5), (30,))]
+    _, last = net.ops("GRU", y, *weights, hidden_size=5, name="c", outputs=2)
+    return net.output(net.op("MatMul", last, net.weight(net.normal(5, 3)), name="d")).model()
+
+
+NETS = (residual, joined, depthwise, grouped, products, recurrent)
 
 
 def by_weights(traced: Trace, **weights: float) -> Losses:

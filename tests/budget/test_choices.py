@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.budget.nets import by_weights, joined, limits, residual
+from tests.budget.nets import by_weights, joined, limits, recurrent, residual
 from tests.builders import Net
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.budget.choices import ChoiceLimits, SegmentChoices, choices_for
@@ -133,3 +133,16 @@ def test_flattened_channels_go_whole() -> None:
     (choice,) = chosen(traced, limits())
     for way in choice.readings["b"]:
         assert (way.mask.reshape(6, 4) == choice.bases[way.base][:, None]).all()
+
+
+@pytest.mark.parametrize("mode", ["auto", "unconstrained", "constrained"])
+def test_a_recurrence_keeps_what_is_emitted(mode: str) -> None:
+    traced = trace(recurrent())
+    for name in ("b/recurrence", "c/recurrence"):
+        consumer = traced.consumers[name]
+        (choice,) = [c for c in chosen(traced, limits(mode)) if c.segment == consumer.segment]
+        assert len(choice.bases) > 2
+        ways = choice.readings[name]
+        assert [way.base for way in ways] == list(range(len(choice.bases)))
+        for way in ways:
+            assert np.array_equal(way.mask, choice.bases[way.base][consumer.slots])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
+from ucpe_onnx.model.naming import fresh_name, node_names, recurrence_names, tensor_names
 
 
 def nodes(*pairs: tuple[str, str]) -> list[onnx.NodeProto]:
@@ -72,3 +72,10 @@ def test_tensor_names_of_a_graph_and_its_bodies() -> None:
         )
     )
     assert tensor_names(outer) - {""} == {"captured", "inner", "w", "c", "unread", "out", "declared", "sparse"}
+
+
+def test_recurrences_are_named_after_their_layers() -> None:
+    pairs = [("LSTM", "a"), ("GRU", ""), ("Conv", "a/recurrence"), ("RNN", "b"), ("Conv", "c")]
+    nodes = [helper.make_node(op_type, [], [], name=name) for op_type, name in pairs]
+    nodes.append(helper.make_node("LSTM", [], [], name="d", domain="custom"))
+    assert recurrence_names(nodes) == {0: "a/recurrence_1", 1: "GRU_1/recurrence", 3: "b/recurrence"}

@@ -93,3 +93,29 @@ def test_a_sum_in_front_of_a_residual_add_costs_a_pass(shortcut: bool, passes: b
     costs = costs_of(net.output(net.conv(joined, 8, name="d")).model())
     us, whole = costs.part_us(costs.trace.consumers["c"], 64), costs.rates.add_us(64 * 784 * 4)
     assert (us > whole) == passes
+
+
+@pytest.mark.parametrize("op_type, gates", [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_recurrence_is_a_product_for_each_step(op_type: str, gates: int) -> None:
+    net = Net()
+    weights = [net.weight(net.normal(2, gates * 16, size)) for size in (24, 16)]
+    given = {"hidden_size": 16, "direction": "bidirectional", "name": "r"}
+    y, last = net.ops(op_type, net.input("x", (20, 3, 24)), *weights, outputs=2, **given)
+    reads = [net.op("MatMul", x, net.weight(net.normal(16, 2))) for x in (y, last)]
+    costs = costs_of(net.output(*reads).model())
+    consumers, rates = costs.trace.consumers, costs.rates
+    (own,) = costs.reads_us(consumers["r/recurrence"], np.array([12]))
+    (features,) = costs.reads_us(consumers["r"], np.array([12]))
+    assert own == pytest.approx(2 * 20 * rates.gemm_us(3, 12, gates * 16))
+    assert features == pytest.approx(2 * rates.gemm_us(60, 12, gates * 16))
+    (made,) = costs.makes_us(consumers["r"].use, np.array([10]))
+    assert made == pytest.approx(2 * rates.gemm_us(60, 24, gates * 10))
+
+
+def test_recurrences_of_unknown_length() -> None:
+    net = Net()
+    weights = [net.weight(net.normal(1, 16, size)) for size in (8, 16)]
+    y = net.op("RNN", net.input("x", ("T", "N", 8)), *weights, hidden_size=16, name="r")
+    costs = costs_of(net.output(net.op("MatMul", y, net.weight(net.normal(16, 2)))).model())
+    (own,) = costs.reads_us(costs.trace.consumers["r/recurrence"], np.array([16]))
+    assert own == pytest.approx(28 * costs.rates.gemm_us(1, 16, 16))

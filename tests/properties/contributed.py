@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.properties.layers import _CHANNELS
-from tests.properties.sequences import Sequences
+from tests.properties.recurrences import Recurrences
 
 WEIGHTS = {
     "fused_conv": 3, "fused_gemm": 1, "fused_product": 2, "fused_scores": 1, "skip_norm": 2, "multi_head": 2,
@@ -16,7 +16,7 @@ WEIGHTS = {
 _ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "LeakyRelu")
 
 
-class Contributed(Sequences):
+class Contributed(Recurrences):
     """Adds fused layers, norms with a shortcut and attentions."""
 
     def made(self, op_type: str, *inputs: str, shape: tuple[int, ...], **attributes: object) -> str:

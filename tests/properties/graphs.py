@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import contributed, lengths, pointwise, quantised, regrouping, sequences
+from tests.properties import contributed, lengths, pointwise, quantised, recurrences, regrouping, sequences
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
@@ -236,9 +236,9 @@ class Grower(
 
     def unknown(self) -> None:
         x = self.tensor(4)
-        if x is not None and self.net.opset >= 10:
-            length = self.net.ints(*[self.shape(x)[1]] * self.shape(x)[0])
-            self.keep(self.net.op("ReverseSequence", x, length, batch_axis=0, time_axis=1))
+        if x is not None and self.net.opset >= 11:
+            turned = np.indices(self.shape(x))[1][:, ::-1]
+            self.keep(self.net.op("GatherElements", x, self.net.weight(turned), axis=1))
 
     def branch(self) -> None:
         """An If whose bodies read a tensor of the outer graph."""
@@ -276,6 +276,7 @@ THEMES = [
     pointwise.WEIGHTS,
     regrouping.WEIGHTS,
     sequences.WEIGHTS,
+    recurrences.WEIGHTS,
     quantised.WEIGHTS,
     lengths.WEIGHTS,
     contributed.WEIGHTS,

@@ -1,4 +1,4 @@
-"""Random layers on sequences: attention in its forms, contractions, recurrent layers, embeddings."""
+"""Random layers on sequences: attention in its forms, contractions, embeddings."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from tests.properties.layers import _CHANNELS, Layers
 
 WEIGHTS = {
     "attend": 2, "attend_fused": 1, "attend_grouped": 1, "attend_at_once": 1, "einsum": 2, "einsum_of_two": 1,
-    "recurrent": 2, "embedding": 1, "positions": 1,
+    "embedding": 1, "positions": 1,
 }  # fmt: skip
 """Steps of this module, with how often they are drawn."""
-
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 class Sequences(Layers):
@@ -152,37 +150,7 @@ class Sequences(Layers):
         equations = ["bij,bij->bij", "bij,bkj->bik", "bij,bij->bj", "bij,bik->bjk", "bij,bij->jib", "bij,bij"]
         self.keep(self.net.op("Einsum", x, y, equation=self.pick(equations)))
 
-    # Recurrent layers and embeddings
-
-    def recurrent(self) -> None:
-        """LSTM, GRU or RNN; some hidden units may be read by no recurrence."""
-        x = self.tensor(3, lambda s: s[0] <= 25 and s[2] <= 64)
-        if x is None:
-            x = self.sequence()
-            x = x and self.net.op("Transpose", x, perm=[1, 0, 2])
-        if x is None:
-            return
-        op_type, hidden = self.pick(list(_GATES)), self.int(1, 5)
-        direction = self.pick(["forward", "reverse", "bidirectional"])
-        count, rows = 1 + (direction == "bidirectional"), _GATES[op_type] * hidden
-        recurrence = self.net.normal(count, rows, hidden) * 0.5
-        unread = [unit for unit in range(hidden) if self.flag()]
-        recurrence[:, :, unread] = 0
-        inputs = [x, self.hidden(self.net.normal(count, rows, self.shape(x)[2])), self.net.weight(recurrence)]
-        inputs += [self.net.weight(self.net.normal(count, 2 * rows))] if self.flag() else []
-        if len(inputs) == 4 and op_type == "LSTM" and self.choose(4) == 3:
-            inputs += ["", "", "", self.net.weight(self.net.normal(count, 3 * hidden))]
-        attributes = {"hidden_size": hidden, "direction": direction}
-        every, last = self.net.ops(op_type, *inputs, outputs=2, name=self.name(op_type), **attributes)
-        kind = self.pick(["last", "every", "both", "joined", "read"])
-        self.keep(*([last] if kind in ("last", "both") else []))
-        if kind == "joined":  # (t, directions, n, hidden) as (t, n, directions * hidden)
-            t, _, n, _ = self.shape(every)
-            every = self.net.reshape(self.net.op("Transpose", every, perm=[0, 2, 1, 3]), t, n, -1)
-        if kind == "read":
-            every = self.net.op("MatMul", every, self.net.weight(self.net.normal(hidden, self.pick(_CHANNELS))))
-        if kind != "last":
-            self.keep(every)
+    # Embeddings
 
     def embedding(self) -> None:
         name = f"ids{len(self.net.nodes)}"

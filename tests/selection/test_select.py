@@ -223,3 +223,34 @@ def test_what_goes_together_goes_if_it_fits_in(scope: str, ratio: float, heads: 
     scores = {"f": np.repeat(np.arange(8.0), 4)}
     gone = dropped(select_masks(traced, scores, Selection(ratio, scope)))
     assert gone == ({"f": 4 * heads} if heads else {})
+
+
+def unit_readers() -> Trace:
+    """A layer of twelve units in both directions; b reads both side by side, c each by itself; d reads b."""
+    net = Net()
+    weights = [net.weight(net.normal(2, 36, size)) for size in (3, 12)]
+    x = net.input("x", (4, 1, 3))
+    y, last = net.ops("GRU", x, *weights, hidden_size=12, direction="bidirectional", name="r", outputs=2)
+    y = net.reshape(net.op("Transpose", y, perm=[0, 2, 1, 3]), 4, 1, -1)
+    b = net.op("MatMul", y, net.weight(net.normal(24, 8)), name="b")
+    c = net.op("MatMul", last, net.weight(net.normal(12, 2)), name="c")
+    d = net.op("MatMul", net.op("Relu", b), net.weight(net.normal(8, 2)), name="d")
+    return trace(net.output(c, d).model())
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_all_that_read_the_units_of_a_recurrence_keep_the_same(scope: str, constrained: bool) -> None:
+    traced, random = unit_readers(), np.random.default_rng(0)
+    scores = {name: random.random(traced.consumers[name].channels) for name in ("r/recurrence", "b", "c", "d")}
+    masks = select_masks(traced, scores, Selection(0.5, scope, constrained))
+    assert np.array_equal(masks["b"], np.tile(masks["c"], 2))
+    assert np.array_equal(masks["r/recurrence"], masks["c"])
+    if scope == "local":
+        assert dropped(masks) == {"r/recurrence": 6, "b": 12, "c": 6, "d": 4}
+
+
+def test_an_ignored_recurrence_keeps_all_units() -> None:
+    traced = unit_readers()
+    scores = {name: np.arange(consumer.channels, dtype=float) for name, consumer in traced.consumers.items()}
+    assert set(select_masks(traced, scores, Selection(0.5, ignore=("*/recurrence",)))) == {"d"}

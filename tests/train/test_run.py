@@ -267,3 +267,25 @@ def test_a_model_of_one_sample_at_a_time() -> None:
     with pytest.raises(DataError, match="export it with a dynamic batch axis, or take --batch 1"):
         quick(fixed)
     assert len(quick(fixed, batch=1, epochs=1).epochs) == 1
+
+
+@pytest.mark.parametrize("granularity", ["channel", "filter", "segment", "unstructured"])
+def test_hidden_units(granularity: str) -> None:
+    net = Net()
+    weights = [net.weight(net.normal(2, *shape)) for shape in ((48, 3), (48, 16), (96,))]
+    x = net.op("Transpose", net.input("x", ("N", 5, 3)), perm=[1, 0, 2])
+    _, last = net.ops("GRU", x, *weights, hidden_size=16, direction="bidirectional", name="r", outputs=2)
+    mean = net.op("ReduceMean", last, axes=[0], keepdims=0)
+    net.ops("MatMul", mean, net.weight(net.normal(16, 4)), name="fc", outputs=["y"])
+    random = np.random.default_rng(0)
+    data = {"x": random.normal(size=(COUNT, 5, 3)).astype(np.float32), "labels": np.arange(COUNT) % 4}
+    result = quick(net.output("y").model(), data, granularity=granularity)
+    assert np.array_equal(
+        outputs(masked_model(result.model, result.masks), data["x"]), outputs(result.model, data["x"])
+    )
+    assert result.sparsity == pytest.approx(0.5, abs=0.05)
+    if granularity in ("filter", "segment"):
+        assert np.array_equal(result.masks["r/recurrence"], result.masks["fc"])
+        compiled = result.compiled(threads=1, bench_seconds=0.0, opt_level="extended")
+        shapes = {tuple(tensor.dims) for tensor in compiled.model.graph.initializer}
+        assert {(2, 24, 3), (2, 24, 8), (2, 48)} <= shapes

@@ -95,7 +95,7 @@ class Statistics:
     """What the consumers of a model read on the user's samples.
 
     Attributes:
-        consumers: by node name.
+        consumers: by name.
         samples: how many samples there were.
     """
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import onnx
 
 from ucpe_onnx.analysis.graph import GraphView, Node
-from ucpe_onnx.analysis.layer_ops import LAYER_OPS, LayerOp
+from ucpe_onnx.analysis.layer_ops import GATES, LAYER_OPS, LayerOp
 from ucpe_onnx.model.limits import all_tensors
 from ucpe_onnx.model.serialise import model_size
 
@@ -28,8 +28,8 @@ class ModelStats:
 
     Attributes:
         parameters: elements of its floating-point tensors, in subgraphs too, and of 8-bit ones with two axes or more.
-        macs: multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for one run on the given input shapes; None
-            if a shape can't be inferred.
+        macs: multiply-accumulates of convolutions, matrix products and recurrent layers for one run on the given input
+            shapes; None if a shape can't be inferred.
         bytes: of the serialised model.
         nodes: number of nodes.
         copies: number of nodes by operator that only select or move channels.
@@ -97,22 +97,42 @@ def factors_of(
     return (*out, data[0] if node.attributes.get("transA") else data[-1])
 
 
+def products_of(node: Node, shape: Callable[[str], Sequence[_Dim] | None]) -> tuple[tuple[_Dim | int, ...], ...] | None:
+    """The lengths whose products are the multiply-accumulates of a node's weights, one tuple for each weight.
+
+    Args:
+        node: the node.
+        shape: the shape of a tensor; None if it is not known.
+
+    Returns:
+        A recurrent layer has two: of what it reads, and of its recurrence. A node without weights has none; None if a
+        shape is not known.
+    """
+    op = LAYER_OPS.get(node.op_type)
+    if op is not None:
+        shapes = [shape(name) for name in (node.inputs[op.data], node.inputs[op.weight], node.outputs[0])]
+        data, weight, out = shapes
+        return None if data is None or weight is None or out is None else (factors_of(op, node, data, weight, out),)
+    if node.op_type not in GATES:
+        return ()
+    read = [shape(name) for name in node.inputs[:3]]
+    if any(found is None or len(found) != 3 for found in read):
+        return None
+    data, *weights = (found or () for found in read)
+    return tuple((*data[:2], *weight) for weight in weights)
+
+
 def count_macs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Multiply-accumulates for one run on given input shapes; None if some layer's shape can't be inferred."""
     view = GraphView(model, shapes)
     total = 0
     for node in view.nodes:
-        op = LAYER_OPS.get(node.op_type)
-        if op is None:
-            continue
-        data, weight, out = (
-            view.shape(name) for name in (node.inputs[op.data], node.inputs[op.weight], node.outputs[0])
-        )
-        if data is None or weight is None or out is None:
+        products = products_of(node, view.shape)
+        if products is None:
             return None
-        factors = factors_of(op, node, data, weight, out)
-        known = [f for f in factors if isinstance(f, int)]
-        if len(known) < len(factors):
-            return None
-        total += math.prod(known)
+        for factors in products:
+            known = [f for f in factors if isinstance(f, int)]
+            if len(known) < len(factors):
+                return None
+            total += math.prod(known)
     return total

@@ -15,7 +15,7 @@ import onnx
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.shapes import Shape, infer_shapes
 from ucpe_onnx.model.bodies import unfold
-from ucpe_onnx.model.naming import node_names
+from ucpe_onnx.model.naming import node_names, recurrence_names
 
 __all__ = ["GraphView", "Node", "Shape"]
 
@@ -97,6 +97,11 @@ class GraphView:
             captured |= captured_by(node.proto)
         self.captured = frozenset(captured)
         self.constants.fold_lengths(model, lengths, self.captured.union(self.outputs))
+
+    @cached_property
+    def recurrences(self) -> Mapping[int, str]:
+        """The names of recurrences as consumers, by the index of the recurrent layer."""
+        return recurrence_names(self.model.graph.node)
 
     def shape(self, tensor: str) -> Shape | None:
         """Shape of a tensor, constant or not; None if not even the rank is known."""

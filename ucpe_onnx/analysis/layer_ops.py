@@ -4,9 +4,10 @@ A layer operator multiplies its data by a constant weight: a convolution, a Gemm
 in integers. Everything that the package knows about one of them stands in :data:`LAYER_OPS`; rules, counts, prices,
 predicted times and passes look it up there. The masked reference has a table of its own, on purpose.
 
-Not here are operators of which a weight is only part of the story, and whose rules say all there is to say: Einsum (its
-equation names the axes), LSTM, GRU and RNN (gates stacked on one axis, a second weight for the state), and Gather from
-an embedding (a table that is looked up, by nothing that has channels).
+Not in it are operators of which a weight is only part of the story, and whose rules say all there is to say: Einsum
+(its equation names the axes), LSTM, GRU and RNN (gates stacked on one axis, a second weight for the hidden units;
+:data:`GATES` tells how many gates), and Gather from an embedding (a table that is looked up, by nothing that has
+channels).
 """
 
 from __future__ import annotations
@@ -222,6 +223,10 @@ FUSING = frozenset(op.op_type for op in _TABLE if op.fuses)
 
 BLOCKED = frozenset(op.op_type for op in _TABLE if op.fuses and op.real)
 """Those that onnxruntime may run in its blocked layout, in which channels are filled up to whole blocks."""
+
+
+GATES: Mapping[str, int] = MappingProxyType({"LSTM": 4, "GRU": 3, "RNN": 1})
+"""The recurrent layers, with the numbers that both of their weights make for each hidden unit, one axis for all."""
 
 
 def channel_axis(op_type: str, rank: int) -> int:

@@ -129,7 +129,7 @@ class Restrictions:
     @cached_property
     def made(self) -> frozenset[str]:
         """The tensors that producers make."""
-        return frozenset(str(tensor) for tensor, _ in self.producers)
+        return frozenset(name for use in self.trace.producers for name in use.node.outputs if name)
 
     @cached_property
     def _partitioned(self) -> set[AxisKey]:
@@ -151,6 +151,8 @@ class Restrictions:
         outputs = [name for name in node.outputs if name]
         axis = self.channel_axis(outputs[0], segment.id) if len(outputs) == 1 else None
         if axis is None or has_bodies(node.proto) or node.op_type in (IF, ENTER, EXIT):
+            return False
+        if node.index in self.trace.graph.recurrences:  # of which every unit reads all others
             return False
         if segment.frozen[segment.local(self.trace.slots.axes[axis])].any() or axis in self._partitioned:
             return False

@@ -42,7 +42,7 @@ def find_segments(tracer: Tracer) -> Trace:
     )
     trace = Trace(tracer.graph, slots, {}, segments, tuple(tracer.producers), tracer.rewrites, tuple(tracer.stopped))
     segments = tuple(_checked(trace, segment) for segment in segments)
-    consumers = {use.node.name: _consumer(use, slots, segments, segment_of) for use in tracer.consumers}
+    consumers = {use.name: _consumer(use, slots, segments, segment_of) for use in tracer.consumers}
     return replace(trace, segments=segments, consumers=consumers)
 
 
@@ -55,7 +55,7 @@ def _collected(
         if link.target in segment_of:
             materials[segment_of[link.target]].links.append(link)
     for consumer in tracer.consumers:
-        materials[segment_of[consumer.tensor_axis]].consumers[consumer.node.name] = None
+        materials[segment_of[consumer.tensor_axis]].consumers[consumer.name] = None
     for producer in tracer.producers:
         if producer.tensor_axis in segment_of:
             materials[segment_of[producer.tensor_axis]].producers[producer.node.name] = None

@@ -66,6 +66,8 @@ class WeightUse:
         constant: the use of that constant: (node index, input index).
         weight_axis: the weight's axis that runs over those channels.
         groups: number of convolution groups; a consumer with groups > 1 has C_in/groups positions on that axis.
+        recurrence: of a recurrent layer that reads the channels which it makes itself, its name as a consumer; it takes
+            all of them, as they are laid out. Empty for all others.
     """
 
     node: Node
@@ -75,6 +77,12 @@ class WeightUse:
     constant: tuple[int, int]
     weight_axis: int
     groups: int = 1
+    recurrence: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the consumer is called: like its node, but for a recurrence."""
+        return self.recurrence or self.node.name
 
 
 class NodeEdit(Protocol):
@@ -88,6 +96,9 @@ class NodeEdit(Protocol):
 
     def set_input(self, index: int, value: npt.NDArray[np.generic]) -> None:
         """Replace an input of the node by a constant."""
+
+    def leave_out_input(self, index: int) -> None:
+        """Do without an optional input of the node."""
 
     def patch_input(self, index: int, values: Sequence[int | None]) -> None:
         """Replace the elements of an input, a list of integers, where a value is given; the others stay."""

@@ -92,7 +92,8 @@ class _Maker:
     def choices(self) -> SegmentChoices:
         order = self._order()
         several = len(self.segment.consumers) > 1
-        shrinks = not several or self.limits.mode != "unconstrained"
+        recurs = any(reader.use.recurrence for reader in self.readers)
+        shrinks = not several or recurs or self.limits.mode != "unconstrained"
         counts = self._counts(self._bearable(order)) if shrinks else [0]
         bases: list[npt.NDArray[np.bool_]] = []
         readings: dict[str, list[Reading]] = {reader.name: [] for reader in self.readers}
@@ -109,7 +110,12 @@ class _Maker:
         return SegmentChoices(self.segment.id, tuple(bases), {name: tuple(ways) for name, ways in readings.items()})
 
     def _selects(self, reader: Consumer) -> bool:
-        """Whether a consumer may drop channels that are emitted: for others, or since they must stay."""
+        """Whether a consumer may drop channels that are emitted: for others, or since they must stay.
+
+        A recurrence reads all that is emitted.
+        """
+        if reader.use.recurrence:
+            return False
         offered = bool((reader.prunable & self.segment.frozen[reader.slots]).any())
         return self.limits.mode != "constrained" and (len(self.segment.consumers) > 1 or offered)
 

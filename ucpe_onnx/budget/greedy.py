@@ -39,7 +39,7 @@ class Greedy:
     """Goes from the unpruned model to the budget, step by step."""
 
     knapsack: Knapsack
-    _layer_costs: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    _layer_costs: dict[tuple[str, int, int], float] = field(default_factory=dict)
     _path: list[tuple[float, State]] = field(default_factory=list)
     _over: bool = False
 
@@ -128,7 +128,7 @@ class Greedy:
         full, made = knapsack.widths(use, axis)
         read = knapsack.reads(use) if name is None else knapsack.readings[name][state.ways[name]].kept
         width = made[state.bases[knapsack.segment_of[axis].segment]] if made and axis is not None else full
-        key = use.node.index, read, width
+        key = use.name, read, width
         if key not in self._layer_costs:
             self._layer_costs[key] = knapsack.prices.layer(use, read, width)
         return self._layer_costs[key]

@@ -127,16 +127,16 @@ class Knapsack:
 
     @cached_property
     def layers(self) -> Sequence[tuple[WeightUse, str | None, AxisKey | None]]:
-        """Every layer once: a use of its weight, its name if it is a consumer with choices, the axis that it makes."""
+        """Every layer and recurrence: a use of its weight, its name if it is a consumer with choices, what it makes."""
         made = {use.node.index: use for use in self.trace.producers}
-        nodes: dict[int, tuple[WeightUse, str | None, AxisKey | None]] = {}
+        layers: dict[str, tuple[WeightUse, str | None, AxisKey | None]] = {}
         for name, consumer in self.trace.consumers.items():
             producer = made.get(consumer.use.node.index)
             axis = producer.tensor_axis if producer is not None else None
-            nodes[consumer.use.node.index] = (consumer.use, name if name in self.readings else None, axis)
-        for index, use in made.items():
-            nodes.setdefault(index, (use, None, use.tensor_axis))
-        return list(nodes.values())
+            layers[name] = (consumer.use, name if name in self.readings else None, axis)
+        for use in made.values():
+            layers.setdefault(use.name, (use, None, use.tensor_axis))
+        return list(layers.values())
 
     def widths(self, use: WeightUse, axis: AxisKey | None) -> tuple[int, list[int]]:
         """Channels that a layer makes unpruned, and for each base of the segment that decides."""
@@ -161,7 +161,7 @@ class Knapsack:
 
     def reads(self, use: WeightUse) -> int:
         """Channels that a layer without choices reads."""
-        consumer = self.trace.consumers.get(use.node.name)
+        consumer = self.trace.consumers.get(use.name)
         if consumer is not None:
             return consumer.channels
         shape = self.trace.graph.shape(use.node.inputs[0]) or ()
@@ -336,7 +336,7 @@ class _Model:
         makes: Mapping[int, list[cp_model.IntVar]],
         costs: Priced,
     ) -> None:
-        pairs = {(r, m): self.model.new_bool_var(f"{use.node.name} {r} to {m}") for r in reads for m in makes}
+        pairs = {(r, m): self.model.new_bool_var(f"{use.name} {r} to {m}") for r in reads for m in makes}
         for read, group in reads.items():
             self.model.add(sum(pairs[read, made] for made in makes) == sum(group))
         for made, group in makes.items():

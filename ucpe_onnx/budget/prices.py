@@ -12,9 +12,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ucpe_onnx.analysis.counts import factors_of, holds_weights
+from ucpe_onnx.analysis.counts import holds_weights, products_of
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.layer_ops import LAYER_OPS
 from ucpe_onnx.analysis.shared_weights import origin
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.trace import Consumer, Segment, Trace
@@ -58,8 +57,8 @@ class Work:
 
     def layer(self, use: WeightUse, read: int, made: int) -> float:
         """In proportion to both; a bias is not the layer's, but goes with the channels that it is added to."""
-        consumer, maker = self.trace.consumers.get(use.node.name), self._makers.get(use.node.index)
-        cost = self._share_of(use) if self.parameters else float(self._operations(use.node))
+        consumer, maker = self.trace.consumers.get(use.name), self._makers.get(use.node.index)
+        cost = self._share_of(use) if self.parameters else float(self._operations_of(use))
         if consumer is not None:
             cost *= read / max(consumer.channels, 1)
         return cost if maker is None else cost * made / max(self.trace.slots.axes[maker.tensor_axis].size, 1)
@@ -81,15 +80,16 @@ class Work:
             stored = (math.prod(t.dims) for t in all_tensors(graph.model) if holds_weights(t))
             total = float(sum(stored))
         else:
-            known = math.fsum(self._operations(use.node) for use in uses.values())
-            total = math.fsum(self._operations(node) for node in graph.nodes)
+            known = math.fsum(self._operations_of(use) for use in uses.values())
+            total = math.fsum(sum(self._operations(node)) for node in graph.nodes)
         segments = (self.trace.segments[number] for number in chosen)
         return total - known - math.fsum(cost for segment in segments for cost, _ in self._shares(segment))
 
     @cached_property
-    def _uses(self) -> dict[int, WeightUse]:
-        """Every layer by the index of its node."""
-        return {**self._makers, **{c.use.node.index: c.use for c in self.trace.consumers.values()}}
+    def _uses(self) -> dict[str, WeightUse]:
+        """Every layer by its name, and every recurrence."""
+        makers = {use.name: use for use in self._makers.values()}
+        return {**makers, **{name: consumer.use for name, consumer in self.trace.consumers.items()}}
 
     def _share_of(self, use: WeightUse) -> float:
         """A layer's part of its weight's elements: if several layers read it, they are there once."""
@@ -127,7 +127,7 @@ class Work:
 
     def _depthwise(self, segment: Segment) -> Iterator[tuple[float, IntArray]]:
         for node in carriers(self.trace, segment):
-            cost = float(self._operations(node))
+            cost = float(sum(self._operations(node)))
             if cost:
                 yield cost, self._slots(segment, _axis_of(self.trace, segment, node))
 
@@ -152,19 +152,20 @@ class Work:
         counts = value.dtype.kind == "f" or (value.dtype.itemsize == 1 and value.ndim > 1)
         return value.size if counts else 0
 
-    def _operations(self, node: Node) -> int:
-        """Multiply-accumulates for one sample."""
-        op = LAYER_OPS.get(node.op_type)
-        if op is None:
-            return 0
+    def _operations_of(self, use: WeightUse) -> int:
+        """Multiply-accumulates of a layer or a recurrence for one sample."""
+        operations = self._operations(use.node)
+        return sum(operations[1:] if use.recurrence else operations[:1])
+
+    def _operations(self, node: Node) -> list[int]:
+        """Multiply-accumulates of each weight of a node for one sample."""
         graph = self.trace.graph
-        data, weight, out = (
-            _lengths(graph.shape(name) or ())
-            for name in (node.inputs[op.data], node.inputs[op.weight], node.outputs[0])
-        )
-        if not data or not weight:
-            return 0
-        return math.prod(factors_of(op, node, data, weight, out))
+
+        def lengths(tensor: str) -> list[int] | None:
+            shape = graph.shape(tensor)
+            return None if shape is None else _lengths(shape)
+
+        return [math.prod(factors) for factors in products_of(node, lengths) or ()]
 
 
 def _lengths(shape: Sequence[int | str | None]) -> list[int]:
@@ -215,11 +216,12 @@ class Time:
 
 def carriers(trace: Trace, segment: Segment) -> list[Node]:
     """The nodes that hand a segment's channels on, each once: those that make them are no such nodes."""
-    made = {use.tensor_axis for use in trace.producers}
+    axes = set(segment.axes)
+    makers = {use.node.index for use in trace.producers if use.tensor_axis in axes}
     found: dict[int, Node] = {}
     for axis in segment.axes:
         node = trace.graph.makers.get(axis[0]) if isinstance(axis[0], str) else None
-        if node is not None and axis not in made:
+        if node is not None and node.index not in makers:
             found.setdefault(node.index, node)
     return list(found.values())
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import onnx
 
+RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
+"""Operators that read their own output of the step before, through a weight of its own."""
+
 
 def node_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     """Name every node of a graph uniquely.
@@ -30,6 +33,26 @@ def node_names(nodes: Sequence[onnx.NodeProto]) -> list[str]:
             continue
         names.append(fresh_name(f"{node.op_type}_{index}", taken))
     return names
+
+
+def recurrence_names(nodes: Sequence[onnx.NodeProto]) -> dict[int, str]:
+    """Name the recurrence of every recurrent layer: a consumer of its own, beside the layer that reads an input.
+
+    It is called ``<node>/recurrence``; should a node already bear that very name, ``_1``, ``_2`` ... is appended.
+
+    Args:
+        nodes: the nodes in graph order.
+
+    Returns:
+        By the index of each LSTM, GRU and RNN the name of its recurrence.
+    """
+    names = node_names(nodes)
+    taken = set(names)
+    return {
+        index: fresh_name(f"{name}/recurrence", taken)
+        for index, (node, name) in enumerate(zip(nodes, names, strict=True))
+        if node.op_type in RECURRENT and node.domain in ("", "ai.onnx")
+    }
 
 
 def fresh_name(stem: str, taken: set[str]) -> str:

@@ -76,6 +76,12 @@ class DraftEdit:
             self.node.input.append("")
         self.node.input[index] = self._constant(str(index), value)
 
+    def leave_out_input(self, index: int) -> None:
+        """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
+        self.node.input[index] = ""
+        while self.node.input and not self.node.input[-1]:
+            self.node.input.pop()
+
     def patch_input(self, index: int, values: Sequence[int | None]) -> None:
         """See :class:`~ucpe_onnx.analysis.tracer.NodeEdit`."""
         given = self._constant(f"{index}_given", np.array([value is not None for value in values]))

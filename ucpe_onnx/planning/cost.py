@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucpe_onnx.analysis.graph import Node
-from ucpe_onnx.analysis.layer_ops import CONVOLUTIONS, FUSING, LAYER_OPS, channel_axis
+from ucpe_onnx.analysis.layer_ops import CONVOLUTIONS, FUSING, GATES, LAYER_OPS, channel_axis
 from ucpe_onnx.analysis.slots import AxisKey, IntArray
 from ucpe_onnx.analysis.structure import Consumer, Trace
 from ucpe_onnx.analysis.tracer import WeightUse
@@ -85,7 +85,7 @@ class Costs:
     def carries_us(self, node: Node, axis: AxisKey, channels: IntArray) -> FloatArray:
         """Time of an operator that hands channels on, by their number; what a convolution does on the way is cheap."""
         tensor = str(axis[0])
-        if node.op_type in _FREE:
+        if node.op_type in _FREE or node.op_type in GATES:  # the last state of a layer that costs what it does
             return np.zeros(channels.shape)
         written = channels * max(self.bytes(tensor, axis[1]), self.bytes(node.inputs[0], axis[1]))
         if self._is_fused(node):
@@ -161,8 +161,21 @@ class Costs:
                 return _floats(self.rates.transposed_us(cin, cout, self._kernel(node), made, read, groups=groups))
             us = self.rates.conv_us(cin, cout, self._kernel(node), made, read, groups=groups)
             return _floats(us + self._out_of_layout_us(data, cin, groups))
+        if node.op_type in GATES:
+            return self._recurrent_us(use, cin, GATES[node.op_type] * cout)
         rows = self.positions(out, len(self.trace.graph.shape(out) or ()) - 1)
         return _floats(self.rates.gemm_us(rows, cin, cout))
+
+    def _recurrent_us(self, use: WeightUse, cin: IntArray, cout: IntArray) -> FloatArray:
+        """A product for all steps at once of what a recurrent layer reads; one for each step of its recurrence."""
+        node, graph = use.node, self.trace.graph
+        lengths = (graph.shape(node.inputs[0]) or (None, None))[:2]
+        time, samples = reversed(lengths) if node.attributes.get("layout", 0) else lengths
+        steps, batch = time if isinstance(time, int) else _NOMINAL, samples if isinstance(samples, int) else 1
+        directions = 2 if node.attributes.get("direction") == b"bidirectional" else 1
+        if use.recurrence:
+            return _floats(directions * steps * self.rates.gemm_us(batch, cin, cout))
+        return _floats(directions * self.rates.gemm_us(steps * batch, cin, cout))
 
     def _out_of_layout_us(self, data: str, cin: IntArray, groups: int) -> Any:
         """A convolution that reads few channels reads them from the plain layout: what it costs to bring them there."""

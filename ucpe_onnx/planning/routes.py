@@ -77,7 +77,9 @@ class Routes:
         return consumer.use.constant == (consumer.use.node.index, consumer.use.weight_input)
 
     def selects(self, consumer: Consumer) -> bool:
-        """Whether a consumer may read a part of its tensor."""
+        """Whether a consumer may read a part of its tensor; a recurrence reads the units that its layer makes."""
+        if consumer.use.recurrence:
+            return False
         return consumer.use.groups == 1 and self.restrictions.consumed_input(consumer.use.node) is not None
 
     def divides(self, consumer: Consumer) -> bool:

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from ucpe_onnx.analysis.graph import captured_by
-from ucpe_onnx.analysis.layer_ops import LAYER_OPS
+from ucpe_onnx.analysis.layer_ops import GATES, LAYER_OPS
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.runtime.compare import Difference, compare
 from ucpe_onnx.runtime.session import RunOptions, as_session, run
@@ -32,7 +32,7 @@ _STEPS = frozenset(
 )
 """Operators that make a jump of the smallest difference; and Cast to a type without fractions."""
 
-_LAYERS = frozenset(LAYER_OPS) | {"Einsum", "LSTM", "GRU", "RNN"}
+_LAYERS = frozenset(LAYER_OPS) | GATES.keys() | {"Einsum"}
 """Operators that end the tail: what lies in front of them is pruned, and goes through further layers."""
 
 _FRACTIONS = frozenset(

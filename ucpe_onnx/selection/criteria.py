@@ -246,7 +246,7 @@ def _gammas(trace: Trace) -> dict[tuple[int, str], FloatArray]:
     result = {}
     for name, consumer in trace.consumers.items():
         classes = trace.slots.axes[consumer.use.tensor_axis]
-        nearest = scale_of.get(consumer.use.node.inputs[0])
+        nearest = scale_of.get(str(consumer.use.tensor_axis[0]))
         gamma = nearest if nearest is not None and len(nearest) == consumer.channels else by_class[classes]
         _, unit_of = np.unique(consumer.slots, return_inverse=True)
         total = np.bincount(unit_of.reshape(-1), weights=np.abs(gamma))

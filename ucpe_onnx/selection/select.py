@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 import numpy as np
 
@@ -53,7 +54,9 @@ def select_masks(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
     """Choose what every consumer keeps.
 
     Of n prunable channels ``int(ratio * n)`` go (local), lowest scores first, never all that a consumer has; fewer
-    where the next to go are several that only go together.
+    where the next to go are several that only go together. All that read the units of a recurrent layer, its recurrence
+    among them, keep the same even if the others are not constrained: a recurrence has to read every unit that is there,
+    so one that it alone drops is no work less.
 
     Args:
         trace: the analysed model.
@@ -64,18 +67,31 @@ def select_masks(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
         A mask for every consumer that loses a channel.
     """
     scores = tied_scores(trace, scores)
-    masks = (_constrained if selection.constrained else _unconstrained)(trace, scores, selection)
+    together = [tied for tied in tied_segments(trace, scores) if selection.constrained or tied.recurs]
+    with_others = {consumer.name for tied in together for consumer in tied.readers}
+    families = tied_consumers(trace, [name for name in scores if name not in with_others])
+    apart, by_family = _units_of_families(trace, families, scores, selection)
+    joint, by_segment = _units_of_segments(together, scores, selection)
+    gone = _drop([*apart, *joint], selection)
+    masks = _masks_of_families(trace, by_family, gone[: len(apart)], scores)
+    masks.update(_masks_of_segments(by_segment, gone[len(apart) :], scores))
     return {name: mask for name, mask in masks.items() if not mask.all()}
 
 
-def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
-    """Every consumer by itself, or with those of the same weight.
+Family: TypeAlias = tuple[Consumer, ...]
+"""Consumers that read by the same weight."""
 
-    Its units are slots, so that a flattened channel stays or goes as a whole.
+
+def _units_of_families(
+    trace: Trace, families: Sequence[Family], scores: Mapping[str, FloatArray], selection: Selection
+) -> tuple[list[_Units], list[Family]]:
+    """What is ranked where every consumer chooses by itself, or with those of the same weight, and for which of them.
+
+    Units are slots, so that a flattened channel stays or goes as a whole.
     """
     units: list[_Units] = []
-    owners: list[tuple[Consumer, ...]] = []
-    for family in tied_consumers(trace, scores):
+    owners: list[Family] = []
+    for family in families:
         leader, ratio = family[0], min(selection.ratio_of(consumer.name) for consumer in family)
         prunable = _prunable(family)
         if ratio > 0:
@@ -84,10 +100,17 @@ def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Se
                 ranked = scores[leader.name][prunable][first][stratum]
                 units.append(_Units(slots[stratum], ratio, ranked, widths[stratum]))
                 owners.append(family)
+    return units, owners
+
+
+def _masks_of_families(
+    trace: Trace, owners: Sequence[Family], dropped: Sequence[IntArray], scores: Mapping[str, FloatArray]
+) -> dict[str, Mask]:
+    """Masks that all consumers of a weight share."""
     gone: dict[str, list[IntArray]] = {}
     families = {family[0].name: family for family in owners}
-    for family, dropped in zip(owners, _drop(units, selection), strict=True):
-        gone.setdefault(family[0].name, []).append(dropped)
+    for family, slots in zip(owners, dropped, strict=True):
+        gone.setdefault(family[0].name, []).append(slots)
     masks = {}
     for name, parts in gone.items():
         leader = trace.consumers[name]
@@ -97,7 +120,7 @@ def _unconstrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Se
     return masks
 
 
-def _prunable(family: tuple[Consumer, ...]) -> Mask:
+def _prunable(family: Family) -> Mask:
     """The channels that may go for all consumers of a weight, shape (C_in,)."""
     together: Mask = np.logical_and.reduce([consumer.prunable for consumer in family])
     return together
@@ -160,11 +183,16 @@ def _drop(units: list[_Units], selection: Selection) -> list[IntArray]:
     return [slots[gone & (owner == number)] for number in range(len(units))]
 
 
-def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Selection) -> dict[str, Mask]:
-    """One mask per segment, or for the segments that a weight ties, by the consumers' mean score of each slot."""
+def _units_of_segments(
+    together: Iterable[TiedSegments], scores: Mapping[str, FloatArray], selection: Selection
+) -> tuple[list[_Units], list[TiedSegments]]:
+    """What is ranked where one mask is for a segment, or for those that a weight ties, and for which of them.
+
+    A slot counts by the consumers' mean score.
+    """
     units = []
     owners: list[TiedSegments] = []
-    for tied in tied_segments(trace, scores):
+    for tied in together:
         free = ~tied.any(segment.frozen for segment in tied.segments)
         ratios = [selection.ratio_of(consumer.name) for consumer in tied.readers]
         for consumer, ratio in zip(tied.readers, ratios, strict=True):
@@ -176,12 +204,19 @@ def _constrained(trace: Trace, scores: Mapping[str, FloatArray], selection: Sele
             for stratum in tied.strata(np.flatnonzero(free), selection.scope):
                 units.append(_Units(stratum, ratio, score[stratum], widths[stratum]))
                 owners.append(tied)
+    return units, owners
+
+
+def _masks_of_segments(
+    owners: Sequence[TiedSegments], dropped: Sequence[IntArray], scores: Mapping[str, FloatArray]
+) -> dict[str, Mask]:
+    """Masks that all consumers of a segment share."""
     gone = {tied.segments[0].id: (tied, np.zeros(tied.count, dtype=bool)) for tied in owners}
-    for tied, slots in zip(owners, _drop(units, selection), strict=True):
+    for tied, slots in zip(owners, dropped, strict=True):
         gone[tied.segments[0].id][1][slots] = True
     masks: dict[str, Mask] = {}
-    for tied, dropped in gone.values():
-        tied.keep_one_per_group(dropped, tied.score(scores))
+    for tied, flags in gone.values():
+        tied.keep_one_per_group(flags, tied.score(scores))
         for consumer in tied.readers:
-            masks[consumer.name] = _never_empty(consumer, ~dropped[tied.slots_of(consumer)], scores[consumer.name])
+            masks[consumer.name] = _never_empty(consumer, ~flags[tied.slots_of(consumer)], scores[consumer.name])
     return masks

@@ -44,6 +44,11 @@ class TiedSegments:
         """How many slots there are in all."""
         return max(int(places.max(initial=-1)) for places in self.places.values()) + 1
 
+    @property
+    def recurs(self) -> bool:
+        """Whether a recurrence is among the readers."""
+        return any(reader.use.recurrence for reader in self.readers)
+
     def slots_of(self, consumer: Consumer) -> IntArray:
         """The slot among those of all that each channel of a consumer is, shape (C_in,)."""
         return self.places[consumer.segment][consumer.slots]

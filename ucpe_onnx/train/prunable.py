@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ucpe_onnx.analysis.layer_ops import GATES
 from ucpe_onnx.analysis.structure import Consumer, Segment
 from ucpe_onnx.analysis.trace import Trace
 from ucpe_onnx.analysis.tracer import WeightUse
@@ -204,9 +205,14 @@ class _Finder:
                 yield use, torch.from_numpy(segment.local(self.trace.slots.axes[use.tensor_axis]))
 
     def _member(self, use: WeightUse, groups: Tensor) -> Member:
-        """A weight with the group of each of its channels, which may be cut into the groups of a convolution."""
+        """A weight with the group of each of its channels, which may be cut into the groups of a convolution.
+
+        That which makes the hidden units of a recurrent layer has those of every gate, one gate after the other.
+        """
         attribute = self.network.attribute_of[use.weight]
         shape = _shape(self.network.weights, attribute)
+        if use.node.op_type in GATES and shape[use.weight_axis] > len(groups):
+            groups = groups.repeat(GATES[use.node.op_type])
         if shape[use.weight_axis] == len(groups):
             return Member(self.network.weights, attribute, axis_index(shape, use.weight_axis, groups))
         return Member(self.network.weights, attribute, channel_index(shape, use.weight_axis, use.groups, groups))

@@ -215,3 +215,21 @@ def test_a_network_saved_by_onnxruntime(tmp_path: Path, level: str) -> None:
         assert any("saved in onnxruntime's blocked layout" in reason for reason in told)
     else:
         assert traced.consumers["second"].prunable.all()
+
+
+def test_a_quantised_recurrent_layer_says_why_its_units_stay() -> None:
+    net = Net()
+    a = net.op("MatMul", net.input("x", (4, 2, 3)), net.weight(net.normal(3, 8)), name="a")
+    weights = [net.weight(net.random.integers(-9, 9, (2, size, 20)).astype(np.int8)) for size in (8, 5)]
+    scale, zero = net.weight(np.full(2, 0.1, np.float32)), net.weight(np.zeros(2, np.int8))
+    given = [a, *weights, "", "", "", "", "", scale, zero, scale, zero]
+    shapes = [(4, 2, 2, 5), (2, 2, 5), (2, 2, 5)]
+    attributes = {"hidden_size": 5, "direction": "bidirectional", "name": "q"}
+    every, last, _ = net.ops("DynamicQuantizeLSTM", *given, domain=MS, outputs=3, shapes=shapes, **attributes)
+    model = unknown_inside(net.output(linear(net, every, 2, "b"), linear(net, last, 2, "c")).model())
+    graph = GraphView(model)
+    assert [graph.shape(name) for name in model.graph.node[1].output] == shapes
+    traced = trace(model)
+    for name in ("b", "c"):
+        assert "scales taken from all channels, or given with them: DynamicQuantizeLSTM at q" in reasons(traced, name)
+    check_emission(model, {"b": [0, 1, 4], "c": [3]}, target=PLAIN)

@@ -1,4 +1,4 @@
-"""Operators along other axes than the channels', contractions and recurrences: what stays of the producer."""
+"""Operators along other axes than the channels', contractions: what stays of the producer."""
 
 from __future__ import annotations
 
@@ -99,18 +99,6 @@ def test_einsum_of_two_activations() -> None:
     assert made_by(emitted, "a", 1) == made_by(emitted, "c", 1) == 2
 
 
-@pytest.mark.parametrize("op_type, gates", [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
-def test_recurrent_layers_read_features(op_type: str, gates: int) -> None:
-    net = Net()
-    a = net.op("MatMul", net.input("x", (6, 2, 3)), net.weight(net.normal(3, 8)), name="a")
-    weights = [net.weight(net.normal(2, gates * 5, size)) for size in (8, 5)]
-    bias = net.weight(net.normal(2, 2 * gates * 5))
-    y = net.ops(op_type, a, *weights, bias, hidden_size=5, direction="bidirectional", name="r", outputs=2)[0]
-    model = net.output(y).model()
-    emitted = check_emission(model, {"r": [0, 3, 4]}, target=PLAIN)
-    assert (made_by(emitted, "a", 1), made_by(emitted, "r", 2)) == (3, 3)
-
-
 def test_embedding_table_makes_channels() -> None:
     net = Net()
     table = net.weight(net.normal(11, 8), "table")
@@ -118,29 +106,6 @@ def test_embedding_table_makes_channels() -> None:
     model = net.output(net.op("MatMul", net.op("Tanh", x), net.weight(net.normal(8, 2)), name="b")).model()
     emitted = check_emission(model, {"b": [1, 5]}, target=PLAIN)
     assert {t.name: list(t.dims) for t in emitted.graph.initializer}["table"] == [11, 2]
-
-
-@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
-@pytest.mark.parametrize("op_type, gates", [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
-def test_hidden_units_that_no_recurrence_reads(op_type: str, gates: int, direction: str) -> None:
-    """Unit 1 is read in one of the directions, units 0 and 3 in none."""
-    net = Net()
-    count = 2 if direction == "bidirectional" else 1
-    recurrence = net.normal(count, gates * 5, 5)
-    recurrence[:, :, [0, 3]] = 0
-    recurrence[0, :, 1] = 0
-    weights = [net.weight(net.normal(count, gates * 5, 3)), net.weight(recurrence)]
-    weights.append(net.weight(net.normal(count, 2 * gates * 5)))
-    sequence, last = net.ops(
-        op_type, net.input("x", (6, 2, 3)), *weights, hidden_size=5, direction=direction, name="r", outputs=2
-    )
-    y = net.op("MatMul", sequence, net.weight(net.normal(5, 2)), name="b")
-    z = net.op("MatMul", last, net.weight(net.normal(5, 2)), name="c")
-    model = net.output(y, z).model()
-    free = [True, direction == "forward", False, True, False]
-    assert trace(model).consumers["b"].prunable.tolist() == free
-    emitted = check_emission(model, {"b": [2, 3, 4], "c": [1, 2, 4]}, target=PLAIN)
-    assert made_by(emitted, "r", 1) == gates * 4
 
 
 # Sizes

@@ -86,6 +86,15 @@ def _heads(facts: Facts) -> list[Shape | None]:
     return [(*query[:2], value[-1] if value is not None and len(value) == 3 and heads else None)]
 
 
+def _recurrent(facts: Facts) -> list[Shape | None]:
+    """Data (time, batch, features), and a weight (directions, units, gates * units) that tells the number of units."""
+    data, weight = facts.shape(0), facts.shape(2)
+    if data is None or weight is None:
+        return []
+    last = (weight[0], data[1], weight[1])
+    return [(data[0], *last), last, last]
+
+
 _NORMS = ("GroupNorm", "RotaryEmbedding")
 _ACTIVATIONS = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax")
 
@@ -94,6 +103,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip_norm),
     **dict.fromkeys(("MultiHeadAttention", "GroupQueryAttention"), _heads),
     "Attention": _attention,
+    "DynamicQuantizeLSTM": _recurrent,
     "EmbedLayerNormalization": _embedding_norm,
     "FusedConv": conv,
     "FusedGemm": gemm,
