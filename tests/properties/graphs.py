@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from tests.builders import Net
 from tests.properties import contributed, lengths, pointwise, quantised, recurrences, regrouping, sequences
+from tests.properties.bodies import outlined
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
@@ -270,6 +271,9 @@ WEIGHTS = {
 }  # fmt: skip
 """Steps of this module and of Layers, with how often they are drawn."""
 
+_FIRST_OUTLINED = 11
+"""The opset from which on parts of a graph may move into bodies: earlier ones know other forms of Scan and Less."""
+
 THEMES = [
     WEIGHTS,
     WEIGHTS,
@@ -316,6 +320,8 @@ def grown(choose: Choose, most_steps: int = 12) -> Case:
     if grower.choose(6) == 5 and net.ir_version > 3:
         net.declare(grower.pick(sorted(net.constants.keys() & net.initializers.keys())))
     model = net.model()
+    if net.opset >= _FIRST_OUTLINED and not grower.choose(4):
+        model = outlined(model, grower.choose)
     if grower.flag():
         model = onnx.shape_inference.infer_shapes(model)
     _declare_contributed(model, net)

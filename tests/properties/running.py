@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -23,7 +23,15 @@ _INTEGER_OPERATORS = (
 
 def runs_optimised(model: onnx.ModelProto) -> bool:
     """Whether onnxruntime's optimisations may be on: with integers in a graph they compute otherwise than written."""
-    return not any(node.op_type in _INTEGER_OPERATORS or "QLinear" in node.op_type for node in model.graph.node)
+    return not any(op in _INTEGER_OPERATORS or "QLinear" in op for op in _operators(model.graph))
+
+
+def _operators(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _operators(attribute.g)
 
 
 def runs(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray], *, optimise: bool) -> bool:

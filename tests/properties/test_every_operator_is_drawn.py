@@ -19,6 +19,7 @@ NOT_DRAWN = {
     "com.microsoft::MatMulIntegerToFloat": "everything stays, as around DynamicQuantizeMatMul",
     "com.microsoft::MatMulNBits": "everything stays, as around DynamicQuantizeMatMul",
     "com.microsoft::QAttention": "everything stays, as around DynamicQuantizeMatMul",
+    **dict.fromkeys((op for op in RULES if op.startswith("ucpe.bodies")), "they stand for If, Loop and Scan"),
     **dict.fromkeys((op for op in RULES if op.startswith("com.microsoft.nchwc")), "only onnxruntime writes it"),
 }
 """Operators that no step draws, and why; they have tests of their own."""

@@ -202,7 +202,8 @@ def recurrence(net: Net, x: str, width: int, *, scan: bool = False) -> str:
     zero = net.weight(np.zeros((1, 6), np.float32), "zero")
     outputs = [value("next", (1, 6)), value("told", (1, 6))]
     if scan:
-        body = helper.make_graph(nodes[1:6], "body", [value("state", (1, 6)), value("step", (1, width))], outputs, stored)
+        inputs = [value("state", (1, 6)), value("step", (1, width))]
+        body = helper.make_graph(nodes[1:6], "body", inputs, outputs, stored)
         more = {"num_scan_inputs": 1}
         return net.ops("Scan", zero, x, outputs=2, shapes=[(1, 6), (4, 1, 6)], body=body, **more)[1]
     inputs = [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("state", (1, 6))]
@@ -220,9 +221,9 @@ def test_a_recurrent_cell_that_is_written_out(scan: bool) -> None:
     model = net.output(net.op("MatMul", told, net.weight(net.normal(6, 2)), name="b")).model()
     traced = check(model, pruned=["a"])
     (control,) = traced.graph.unfolding.controls
-    inner = {f"{control}/body/{name}": traced.consumers[f"{control}/body/{name}"] for name in ("from_step", "from_state")}
-    assert all(consumer.prunable.all() for consumer in inner.values())
-    assert inner[f"{control}/body/from_state"].segment == traced.consumers["b"].segment
+    step, state = (traced.consumers[f"{control}/body/{name}"] for name in ("from_step", "from_state"))
+    assert step.prunable.all() and state.prunable.all()
+    assert state.segment == traced.consumers["b"].segment
 
 
 def test_what_is_not_touched_comes_back_byte_by_byte() -> None:

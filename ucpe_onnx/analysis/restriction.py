@@ -153,6 +153,8 @@ class Restrictions:
         unparted = node.op_type in (IF, ENTER, EXIT) or node.index in self.trace.graph.recurrences
         if axis is None or unparted or has_bodies(node.proto):
             return False
+        if node.index in self.trace.graph.recurrences:  # of which every unit reads all others
+            return False
         if segment.frozen[segment.local(self.trace.slots.axes[axis])].any() or axis in self._partitioned:
             return False
         made = self.producers.get(axis)

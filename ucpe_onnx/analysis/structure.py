@@ -111,16 +111,18 @@ class Trace:
         """The same with all channels of some consumers prunable, those too that must stay for others.
 
         Every mask of a consumer is exact, since it only says which of its weights are zeros. Channels that must stay
-        stay where they are; a consumer that drops some of them selects the others, and multiplies less.
+        stay where they are; a consumer that drops some of them selects the others, and multiplies less. A recurrence
+        can't select, so its channels are as prunable as before.
 
         Args:
             readers: names of consumers.
         """
         offered = {
-            name: replace(consumer, prunable=np.ones_like(consumer.prunable)) if name in readers else consumer
+            name: replace(consumer, prunable=np.ones_like(consumer.prunable))
             for name, consumer in self.consumers.items()
+            if name in readers and not consumer.use.recurrence
         }
-        return replace(self, consumers=offered)
+        return replace(self, consumers={**self.consumers, **offered})
 
     @cached_property
     def made_by(self) -> Mapping[str, tuple[WeightUse, ...]]:

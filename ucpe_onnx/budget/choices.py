@@ -110,10 +110,15 @@ class _Maker:
         return SegmentChoices(self.segment.id, tuple(bases), {name: tuple(ways) for name, ways in readings.items()})
 
     def _selects(self, reader: Consumer) -> bool:
-        """Whether a consumer may drop channels that are emitted: for others, or since they must stay."""
+        """Whether a consumer may drop channels that are emitted: for others, or since they must stay.
+
+        A recurrence reads all that is emitted.
+        """
+        if reader.use.recurrence:
+            return False
         offered = bool((reader.prunable & self.segment.frozen[reader.slots]).any())
         others = len(self.segment.consumers) > 1 or offered
-        return others and self.limits.mode != "constrained" and not reader.use.recurrence
+        return others and self.limits.mode != "constrained"
 
     def _order(self) -> npt.NDArray[np.int64]:
         """Slots that may disappear, those first that cost their consumers least in all."""

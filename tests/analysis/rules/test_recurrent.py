@@ -313,3 +313,10 @@ def test_a_reversed_channel_axis_stays() -> None:
     model = net.output(read(net, turned, "b")).model()
     assert "time or batch of ReverseSequence" in reasons_of(model, "b")
     assert made_by(check_emission(model, {"b": [1, 2]}, target=PLAIN), "a", 1) == 8
+
+
+def test_units_that_stay_are_offered_to_other_readers_only() -> None:
+    net = Net()
+    traced = trace(with_states(net, "GRU", net.input("h", (1, BATCH, UNITS)))).offering(["r/recurrence", "b"])
+    assert not traced.consumers["r/recurrence"].prunable.any()
+    assert traced.consumers["b"].prunable.all()
