@@ -41,11 +41,15 @@ def is_codec(node: Node) -> bool:
 def constant_use(graph: GraphView, node: Node, index: int) -> ConstantUse | None:
     """Where the constant that reaches an input is used first; None if the input is computed from activations.
 
-    A quantised weight is followed through DequantizeLinear (and QuantizeLinear) if nothing else reads what these make.
+    A quantised weight is followed through DequantizeLinear (and QuantizeLinear) if nothing else reads what these make,
+    and they stand in the same body.
     """
+    scopes, scope = graph.unfolding.scopes, graph.unfolding.scopes.get(node.name, "")
     while (name := node.inputs[index]) not in graph.constants:
         maker = graph.makers.get(name)
         if maker is None or not is_codec(maker) or len(graph.readers[name]) != 1:
+            return None
+        if scopes.get(maker.name, "") != scope:
             return None
         if name in graph.outputs or name in graph.captured or int(maker.attributes.get("block_size", 0)):
             return None

@@ -57,11 +57,16 @@ class Unfolding:
         bodies = self.bodies.values()
         return frozenset(name for body in bodies for name in (*body.nodes, *body.tensors))
 
+    @cached_property
+    def scopes(self) -> Mapping[str, str]:
+        """For each node of a body its scope."""
+        return {name: body.scope for body in self.bodies.values() for name in body.nodes}
+
     def outermost(self, node: str) -> str:
         """The If, Loop or Scan of the outermost graph that a node belongs to; "" for one that belongs to none."""
         control = node.removesuffix("/enter")
         control = control if control in self.controls else ""
-        scope = next((body.scope for body in self.bodies.values() if node in body.nodes), "")
+        scope = self.scopes.get(node, "")
         while scope:
             control, scope = self.bodies[scope].control, self.bodies[scope].around
         return control
