@@ -222,3 +222,16 @@ def test_real_files(name: str) -> None:
         feeds = random_feeds(specs, overrides=overrides, batch=batch, size=size)
         feeds |= {"sr": np.array(16000)} if "silero" in name else {}
         assert_claims_hold(claims, exposed(model), feeds)
+
+
+def test_no_length_is_known_of_what_has_no_known_rank() -> None:
+    """Not even that there is none: `Shape` of axis 1 alone was taken for empty."""
+    make = onnx.helper.make_node
+    nodes = [make("Odd", ["x"], ["odd"], domain="elsewhere"), make("Shape", ["odd"], ["length"], start=1, end=2)]
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 8])
+    length = onnx.helper.make_tensor_value_info("length", onnx.TensorProto.INT64, [1])
+    other = onnx.helper.make_tensor_value_info("other", onnx.TensorProto.INT64, [1])
+    nodes.append(make("Neg", ["length"], ["other"]))
+    graph = onnx.helper.make_graph(nodes, "net", [x], [other], value_info=[length])
+    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in (("", 17), ("elsewhere", 1))]
+    assert "length" not in GraphView(onnx.helper.make_model(graph, opset_imports=opsets)).constants

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from ucpe_onnx.analysis.graph import captured_by
+
 Choose = Callable[[int], int]
 
 _MOST = 6
@@ -30,7 +32,8 @@ def outlined(model: onnx.ModelProto, choose: Choose) -> onnx.ModelProto:
     moved = list(nodes[first : first + 1 + choose(_MOST)])
     rest = [node for node in nodes if not any(node is other for other in moved)]
     made = [name for node in moved for name in node.output if name]
-    wanted = {name for node in rest for name in node.input} | {value.name for value in model.graph.output}
+    wanted = {name for node in rest for name in (*node.input, *captured_by(node))}
+    wanted |= {value.name for value in model.graph.output}
     handed = [name for name in made if name in wanted]
     told = _told(model)
     if not handed or any(name not in told or told[name].elem_type not in _FLOATS for name in handed):

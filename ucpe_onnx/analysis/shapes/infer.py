@@ -73,9 +73,11 @@ def _lengths(
     lengths = {name: value.known() for name, value in refinement.values.items() if value is not None}
     found = {name: value for name, value in lengths.items() if value is not None}
     for node in model.graph.node:
-        if node.op_type == "Shape" and node.domain in ("", "ai.onnx") and node.output[0] not in found:
+        if node.op_type != "Shape" or node.domain not in ("", "ai.onnx"):
+            continue
+        if node.output[0] not in found and node.input[0] in shapes:
             bounds = {attribute.name: attribute.i for attribute in node.attribute}
-            dims = shapes.get(node.input[0], (None,))[bounds.get("start", 0) : bounds.get("end")]
+            dims = shapes[node.input[0]][bounds.get("start", 0) : bounds.get("end")]
             if all(isinstance(d, int) for d in dims):
                 found[node.output[0]] = np.asarray(dims, dtype=np.int64)
     return found
