@@ -74,7 +74,7 @@ WITH_TESTS_OF_THEIR_OWN = {
     *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "DequantizeLinear"),
     *("DepthToSpace", "SpaceToDepth", "Tile", "Einsum", "Gather", "GroupNormalization", "RMSNormalization"),
     *("Attention", "RotaryEmbedding", "GRU", "LSTM", "RNN", "com.microsoft::Gelu", "com.microsoft::QuickGelu"),
-    "com.microsoft::BiasGelu",
+    *("com.microsoft::BiasGelu", "ConstantOfShape"),
     *(f"com.microsoft::{op}" for op in CONTRIBUTED),
     *(op for op in RULES if op.startswith(("com.microsoft.nchwc::", "ucpe.bodies::"))),
     *("com.microsoft::FastGelu", "com.microsoft::QGemm", "com.microsoft::QLinearAdd", "com.microsoft::QLinearMul"),

@@ -11,13 +11,19 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import contributed, lengths, pointwise, quantised, recurrences, regrouping, sequences
+from tests.properties import contributed, lengths, made, pointwise, quantised, recurrences, regrouping, sequences
 from tests.properties.bodies import outlined
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
 class Grower(
-    pointwise.Pointwise, regrouping.Regrouping, contributed.Contributed, quantised.Quantised, lengths.Lengths, Layers
+    pointwise.Pointwise,
+    regrouping.Regrouping,
+    contributed.Contributed,
+    quantised.Quantised,
+    made.Made,
+    lengths.Lengths,
+    Layers,
 ):
     """Adds operators that join and cut, too, one random step at a time."""
 
@@ -284,6 +290,7 @@ THEMES = [
     quantised.WEIGHTS,
     lengths.WEIGHTS,
     contributed.WEIGHTS,
+    made.WEIGHTS,
 ]
 """Each is drawn equally often; the first, of what most models are made of, twice."""
 

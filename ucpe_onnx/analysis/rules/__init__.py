@@ -53,7 +53,8 @@ RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
 _ANY_OPERAND = (elementwise.broadcasting, quantisation.quantised_pair, quantisation.quantised_concat)
 
 TAKES_CONSTANT_DATA = frozenset(
-    {"Concat", "DequantizeLinear", "Gather", "Gemm", "MatMul", "PRelu", "QuantizeLinear", "Where"}
+    {"Concat", "ConstantOfShape", "DequantizeLinear", "Expand", "Gather", "Gemm", "MatMul", "PRelu", "QuantizeLinear"}
+    | {"Tile", "Where"}
     | {"com.microsoft::FusedGemm", "com.microsoft::FusedMatMul", *bodies.RULES}
 ) | {op for op, rule in RULES.items() if rule in _ANY_OPERAND}
 """Operators whose rules take a constant first input; for all others it freezes the node."""
