@@ -50,14 +50,16 @@ def _applied(tracer: Tracer, chains: Rearrangements) -> Tracer:
     return tracer
 
 
-def _choices(tracer: Tracer) -> dict[int, int]:
-    """For every split axis the first of the new axes that nothing behind it freezes; -1 if all are frozen."""
+def _choices(tracer: Tracer) -> dict[int, int | str]:
+    """For every split axis the first of the new axes that nothing behind it freezes; if all are frozen, the reason."""
     slots = tracer.table.resolve()
-    choices = {}
+    first = slots.first_reasons()
+    choices: dict[int, int | str] = {}
     for index, axes in tracer.open_splits.items():
         out = tracer.graph.nodes[index].outputs[0]
-        free = [axis for axis in axes if not slots.frozen[slots.axes[(out, axis)]].all()]
-        choices[index] = free[0] if free else -1
+        classes = [slots.axes[(out, axis)] for axis in axes]
+        free = [axis for axis, held in zip(axes, classes, strict=True) if not slots.frozen[held].all()]
+        choices[index] = free[0] if free else slots.reasons[first[classes[0][0]]][1]
     return choices
 
 

@@ -144,3 +144,13 @@ def test_repeats_that_count_channels_are_written_down() -> None:
     repeats = net.op("Concat", net.ints(1, 1), count, net.ints(1), axis=0)
     model = net.output(net.conv(net.ops("Tile", x, repeats, shapes=[(1, 8, 32, 4)])[0], 2, name="a")).model()
     check_halves(model)
+
+
+def test_what_nothing_joins_has_a_shape_too() -> None:
+    """A spread channel that nothing reads, beside channels that go."""
+    net = Net()
+    x = net.conv(net.input("x", ("n", 3, 4, 4)), 8, name="first")
+    target = net.op("Concat", batch(net, x), net.ints(3, 4, 4), axis=0)
+    spread = net.ops("Expand", net.conv(x, 1, name="gate"), target, shapes=[("n", 3, 4, 4)])[0]
+    net.output(net.conv(x, 2, name="a"), net.op("Relu", spread))
+    check(net, {"a": [0, 1], "gate": [1, 5]}, PLAIN)

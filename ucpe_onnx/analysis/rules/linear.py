@@ -71,7 +71,7 @@ def _with_matrix(tracer: Tracer, node: Node, data: str, weight_input: int, per_c
     op = LAYER_OPS[node.op_type]
     out, rank = node.outputs[0], tracer.rank(data) or 0
     if tracer.rank(out) != rank:
-        tracer.freeze_node(node, f"tensor of unknown rank: {node.op_type} at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     axis = rank - 1 if weight_input == op.weight else rank - 2
     for other in range(rank):

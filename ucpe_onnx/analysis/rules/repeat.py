@@ -21,7 +21,7 @@ def expand(tracer: Tracer, node: Node) -> None:
     data, out = tracer.operand(node, 0), node.outputs[0]
     before, after = None if data is None else tracer.rank(data), tracer.rank(out)
     if data is None or before is None or after is None:
-        tracer.freeze_node(node, f"tensor of unknown rank: Expand at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     for axis in range(after - before, after):
         _repeated_axis(tracer, node, (data, axis - after + before), (out, axis))
@@ -45,7 +45,7 @@ def tile(tracer: Tracer, node: Node) -> None:
     data, out = tracer.operand(node, 0), node.outputs[0]
     rank, repeats = None if data is None else tracer.rank(data), constant_ints(tracer, node, "repeats", 1)
     if data is None or rank is None or tracer.rank(out) != rank or (repeats is not None and len(repeats) != rank):
-        tracer.freeze_node(node, f"tensor of unknown rank: Tile at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     made: list[int] = []
     for axis in range(rank):
@@ -56,6 +56,7 @@ def tile(tracer: Tracer, node: Node) -> None:
             tracer.link_positions(source, at % size, target, at, outer=at // size)
             continue
         _repeated_axis(tracer, node, source, target)
+        tracer.ids(target)
         made += [axis] if size == 1 and length is not None and length > 1 else []
 
     def repeats_follow(edit: NodeEdit) -> None:
@@ -73,7 +74,7 @@ def tile(tracer: Tracer, node: Node) -> None:
 def constant_of_shape(tracer: Tracer, node: Node) -> None:
     """One value everywhere: any position may go, as long as the shape can follow."""
     if tracer.rank(node.outputs[0]) is None:
-        tracer.freeze_node(node, f"tensor of unknown rank: ConstantOfShape at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     shape_input_follows(tracer, node, 0)
 

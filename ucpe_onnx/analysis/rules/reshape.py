@@ -67,6 +67,8 @@ def shape_input_follows(tracer: Tracer, node: Node, index: int) -> None:
     """
     out = node.outputs[0]
     dims = tracer.dims(out) or ()
+    for axis in range(len(dims)):  # some may be linked to nothing
+        tracer.ids((out, axis))
     value = tracer.graph.value(node.inputs[index])
     known = None if value is None else [int(v) for v in value.reshape(-1)]
     unknown_as = None if known is not None else _unknown_lengths(tracer, node, dims)
