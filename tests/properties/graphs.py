@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import contributed, lengths, made, pointwise, quantised, recurrences, regrouping, sequences
+from tests.properties import contributed, experts, lengths, made, pointwise, quantised, recurrences, regrouping, sequences
 from tests.properties.bodies import outlined
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
@@ -22,6 +22,7 @@ class Grower(
     contributed.Contributed,
     quantised.Quantised,
     made.Made,
+    experts.Experts,
     lengths.Lengths,
     Layers,
 ):
@@ -291,6 +292,7 @@ THEMES = [
     lengths.WEIGHTS,
     contributed.WEIGHTS,
     made.WEIGHTS,
+    experts.WEIGHTS,
 ]
 """Each is drawn equally often; the first, of what most models are made of, twice."""
 

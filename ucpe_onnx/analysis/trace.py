@@ -27,7 +27,7 @@ def trace(model: onnx.ModelProto) -> Trace:
     graph = GraphView(model)
     chains = find_rearrangements(graph)
     tracer = _applied(Tracer(graph), chains)
-    if tracer.open_splits:
+    if tracer.open_splits or tracer.open_reads:
         tracer = _applied(Tracer(graph, _choices(tracer)), chains)
     return find_segments(tracer)
 
@@ -51,7 +51,10 @@ def _applied(tracer: Tracer, chains: Rearrangements) -> Tracer:
 
 
 def _choices(tracer: Tracer) -> dict[int, int | str]:
-    """For every split axis the first of the new axes that nothing behind it freezes; if all are frozen, the reason."""
+    """For every split axis the first of the new axes that nothing behind it freezes; if all are frozen, the reason.
+
+    Of several axes that a node contracts, the first that is not frozen, or the last.
+    """
     slots = tracer.table.resolve()
     first = slots.first_reasons()
     choices: dict[int, int | str] = {}
@@ -60,6 +63,11 @@ def _choices(tracer: Tracer) -> dict[int, int | str]:
         classes = [slots.axes[(out, axis)] for axis in axes]
         free = [axis for axis, held in zip(axes, classes, strict=True) if not slots.frozen[held].all()]
         choices[index] = free[0] if free else slots.reasons[first[classes[0][0]]][1]
+    for index, axes in tracer.open_reads.items():
+        data = tracer.graph.nodes[index].inputs[0]
+        held = [slots.axes.get((data, axis)) for axis in axes]
+        free = [axis for axis, ids in zip(axes, held, strict=True) if ids is not None and not slots.frozen[ids].all()]
+        choices[index] = (free or axes[-1:])[0]
     return choices
 
 

@@ -128,14 +128,16 @@ class Tracer:
 
     Args:
         graph: the graph under analysis.
-        choices: for a node that splits an axis, which axis of its output carries the channels, or why none can.
+        choices: for a node that splits an axis, which axis of its output carries the channels, or why none can; for one
+            that contracts several with a constant, which of them its mask is for.
 
     Attributes:
         links: in graph order, so that a source's layout is known before its target's.
         consumers: weight uses that read channels, in graph order.
         producers: weight uses that make channels, in graph order.
-        choices: None while it is still open which axes carry the channels behind splits.
+        choices: None while it is still open which axes carry the channels behind splits, or are read by contractions.
         open_splits: for a node that splits an axis, the output's axes that may carry the channels.
+        open_reads: for a node that contracts several axes with a constant, those that its mask may be for.
         partitions: axes whose parts must stay equally long.
         rewrites: by node index, how attributes or shape inputs are adapted to the emitted sizes.
         stopped: why nodes were not followed at all.
@@ -145,6 +147,7 @@ class Tracer:
         self.graph = graph
         self.choices = choices
         self.open_splits: dict[int, list[int]] = {}
+        self.open_reads: dict[int, list[int]] = {}
         self.table = SlotTable()
         self.links: list[Link] = []
         self.consumers: list[WeightUse] = []
