@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import contributed, experts, lengths, made, pointwise, quantised, recurrences, regrouping, sequences
+from tests.properties import contributed, experts, lengths, made, placed, pointwise, quantised, recurrences, regrouping, sequences
 from tests.properties.bodies import outlined
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
@@ -23,6 +23,7 @@ class Grower(
     quantised.Quantised,
     made.Made,
     experts.Experts,
+    placed.Placed,
     lengths.Lengths,
     Layers,
 ):
@@ -293,6 +294,7 @@ THEMES = [
     contributed.WEIGHTS,
     made.WEIGHTS,
     experts.WEIGHTS,
+    placed.WEIGHTS,
 ]
 """Each is drawn equally often; the first, of what most models are made of, twice."""
 
