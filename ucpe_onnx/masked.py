@@ -220,6 +220,7 @@ _WEIGHT_INPUT = {
     "Conv": 1,
     "ConvInteger": 1,
     "ConvTranspose": 1,
+    "DeformConv": 1,
     "Einsum": 1,
     "FusedConv": 1,
     "FusedGemm": 1,

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import contributed, experts, lengths, made, placed, pointwise, quantised, recurrences, regrouping, sequences
+from tests.properties import (
+    contributed,
+    experts,
+    lengths,
+    made,
+    placed,
+    pointwise,
+    quantised,
+    recurrences,
+    regrouping,
+    sequences,
+)
 from tests.properties.bodies import outlined
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
@@ -245,9 +256,9 @@ class Grower(
 
     def unknown(self) -> None:
         x = self.tensor(4)
-        if x is not None and self.net.opset >= 11:
-            turned = np.indices(self.shape(x))[1][:, ::-1]
-            self.keep(self.net.op("GatherElements", x, self.net.weight(turned), axis=1))
+        if x is not None:
+            every = self.net.weight(np.ones(self.shape(x)[1], dtype=bool))
+            self.keep(*self.net.ops("Compress", x, every, axis=1, shapes=[self.shape(x)]))
 
     def branch(self) -> None:
         """An If whose bodies read a tensor of the outer graph."""

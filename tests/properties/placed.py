@@ -9,7 +9,7 @@ from tests.properties.layers import _CHANNELS, Layers
 
 WEIGHTS = {
     "gather_elements": 2, "scatter_elements": 2, "gather_nd": 2, "scatter_nd": 2, "split_sequence": 3,
-    "built_sequence": 2, "joined_sequence": 2,
+    "built_sequence": 2, "joined_sequence": 2, "deformable": 2,
 }  # fmt: skip
 """Steps of this module, with how often they are drawn."""
 
@@ -66,6 +66,19 @@ class Placed(Layers):
         row = self.net.op("GatherND", x, self.net.weight(places)) if self.net.opset >= 12 and self.flag() else None
         updates = row or self.hidden(self.net.normal(1, *shape[width:]))
         self.keep(self.net.op("ScatterND", x, self.net.weight(places[:, ::1]), updates))
+
+    def deformable(self) -> None:
+        """A convolution that reads at places which another one makes."""
+        x = self.tensor(4)
+        if x is None or not self.knows("DeformConv"):
+            return
+        channels, out, k = self.shape(x)[1], self.pick(_CHANNELS), self.pick([1, 3])
+        shared = self.pick([1, 1, *[g for g in (2, 4) if channels % g == 0]])
+        more = [self.net.weight(self.net.normal(out)) if self.flag() else ""]
+        more += [self.net.op("Sigmoid", self.net.conv(x, shared * k * k))] if self.flag() else []
+        inputs = [self.hidden(self.net.normal(out, channels, k, k)), self.net.conv(x, 2 * shared * k * k), *more]
+        attributes = {"name": self.name("DeformConv"), "pads": [k // 2] * 4, "kernel_shape": [k, k]}
+        self.keep(self.net.op("DeformConv", x, *inputs, offset_group=shared, **attributes))
 
     # Sequences
 

@@ -222,7 +222,10 @@ def _checked(trace: Trace, segment: Segment) -> Segment:
         for reverse in (False, True):
             _check_layouts(trace, segment, reverse=reverse)
     except LayoutConflict as conflict:
-        reason = f"no order of the channels suits every operator: {conflict}"
+        tensor = conflict.axis[0]
+        node = trace.graph.makers.get(tensor) if isinstance(tensor, str) else trace.graph.nodes[tensor[0]]
+        place = "" if node is None else f", {node.op_type} at {node.name}"
+        reason = f"no order of the channels suits every operator: {conflict}{place}"
         trace.slots.freeze(segment.classes, reason)
         return replace(
             segment,

@@ -8,6 +8,7 @@ from ucpe_onnx.analysis.graph import GraphView, Node
 from ucpe_onnx.analysis.rules import RULES, TAKES_CONSTANT_DATA
 from ucpe_onnx.analysis.rules.quantisation import link_codecs
 from ucpe_onnx.analysis.rules.rearrange import Rearrangements, find_rearrangements, rearranged
+from ucpe_onnx.analysis.rules.unfollowed import why_not_followed
 from ucpe_onnx.analysis.segments import find_segments
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
 from ucpe_onnx.analysis.tracer import Tracer
@@ -76,7 +77,7 @@ def _apply_rule(tracer: Tracer, node: Node, chains: Rearrangements) -> None:
         return
     rule = RULES.get(node.op_type)
     if rule is None:
-        tracer.freeze_node(node, f"operator without a rule: {node.op_type} at {node.name}")
+        tracer.freeze_node(node, f"{why_not_followed(node.op_type)}: {node.op_type} at {node.name}")
         return
     if node.op_type not in TAKES_CONSTANT_DATA and isinstance(tracer.operand(node, 0), tuple):
         tracer.freeze_node(node, f"constant data: {node.op_type} at {node.name}")
