@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from tests.builders import Net
 from tests.explaining import assert_explained
@@ -69,3 +70,15 @@ def test_free_channels_have_no_reason(frozen: bool) -> None:
     x = net.op("LRN", x, size=3) if frozen else x
     segment = segment_of(trace(net.output(net.conv(x, 4, name="b")).model()), "a")
     assert bool(segment.frozen_by) == frozen == bool(np.all(segment.frozen))
+
+
+def test_a_weight_that_is_computed_from_lengths_is_none() -> None:
+    """Its value is known for these inputs, but the reference has no weight to set to zero there."""
+    net = Net()
+    x = net.op("MatMul", net.input("x", (1, 4, 3)), net.weight(net.normal(3, 4)), name="a")
+    lengths = net.op("Cast", net.op("Shape", net.op("Identity", x)), to=TensorProto.FLOAT)
+    matrix = net.op("Expand", net.unsqueeze(net.slice(lengths, [0], [1], [2]), [0]), net.ints(4, 2))
+    model = net.output(net.op("MatMul", x, matrix, name="b")).model()
+    traced = trace(model)
+    assert traced.graph.constants.measured and "b" not in traced.consumers
+    assert "weight computed from lengths: MatMul at b" in segment_of(traced, "a").reasons

@@ -11,7 +11,7 @@ from ucpe_onnx.analysis.rules.rearrange import Rearrangements, find_rearrangemen
 from ucpe_onnx.analysis.rules.unfollowed import why_not_followed
 from ucpe_onnx.analysis.segments import find_segments
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
-from ucpe_onnx.analysis.tracer import Tracer
+from ucpe_onnx.analysis.tracer import NotFollowedError, Tracer
 
 __all__ = ["Consumer", "Segment", "Trace", "trace"]
 
@@ -84,5 +84,7 @@ def _apply_rule(tracer: Tracer, node: Node, chains: Rearrangements) -> None:
         return
     try:
         rule(tracer, node)
+    except NotFollowedError as error:
+        tracer.freeze_node(node, f"{error}: {node.op_type} at {node.name}")
     except (IndexError, KeyError, TypeError, ValueError) as error:
         tracer.freeze_node(node, f"malformed node ({type(error).__name__}: {error}): {node.op_type} at {node.name}")

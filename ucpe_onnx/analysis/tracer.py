@@ -85,6 +85,10 @@ class WeightUse:
         return self.recurrence or self.node.name
 
 
+class NotFollowedError(Exception):
+    """A rule can't follow a node; the message says why."""
+
+
 class NodeEdit(Protocol):
     """What a node's :data:`Rewrite` may ask and change when the graph is emitted."""
 
@@ -307,7 +311,14 @@ class Tracer:
         return WeightUse(node, tensor_axis, weight_input, weight, key, weight_axis, groups)
 
     def consume(self, use: WeightUse) -> None:
-        """A node reads the channels of an axis through a constant weight."""
+        """A node reads the channels of an axis through a constant weight.
+
+        Raises:
+            NotFollowedError: the weight is computed from lengths, which are constant only as far as these are known: no
+                mask is for it.
+        """
+        if use.weight in self.graph.constants.measured:
+            raise NotFollowedError("weight computed from lengths")
         self.consumers.append(use)
         self.ids(use.tensor_axis)
 
