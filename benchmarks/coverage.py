@@ -46,8 +46,7 @@ def ours(path: str, ratio: float) -> Row:
         raise RuntimeError(f"segment {left.segment} was left alone: {left.reason}")
     frozen: Counter[str] = Counter()
     for segment in report.segments:
-        if segment.frozen and segment.reasons:
-            frozen[segment.reasons[0]] += segment.frozen
+        frozen.update(segment.frozen_by)
     return {
         "before": report.before.parameters,
         "after": report.after.parameters,

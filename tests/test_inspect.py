@@ -56,6 +56,7 @@ def test_the_public_format(folder, capsys):
                 "slots": slots,
                 "frozen": frozen,
                 "reason": reason,
+                "frozen_by": {reason: len(frozen)} if reason else {},
             }
             for index, (producers, consumers, slots, frozen, reason) in enumerate(
                 (

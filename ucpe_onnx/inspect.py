@@ -55,9 +55,11 @@ def listing(model: ModelSource) -> dict[str, Any]:
 
     Returns:
         ``{"consumers": [{"name", "op_type", "weight", "channels", "prunable", "segment"}],
-        "segments": [{"id", "producers", "consumers", "slots", "frozen", "reason"}], "not_followed": [...]}``:
+        "segments": [{"id", "producers", "consumers", "slots", "frozen", "reason", "frozen_by"}],
+        "not_followed": [...]}``:
         ``prunable`` holds channel indices, ``slots`` a count, ``frozen`` slot numbers, ``reason`` why they are ("" if
-        none is), ``not_followed`` sentences on other nodes.
+        none is), ``frozen_by`` how many of them each reason was the first to freeze, ``not_followed`` sentences on
+        other nodes.
 
     Raises:
         ModelError: the model can't be read.
@@ -87,6 +89,7 @@ def describe(traced: Trace) -> dict[str, Any]:
                 "slots": len(segment.classes),
                 "frozen": np.flatnonzero(segment.frozen).tolist(),
                 "reason": "; ".join(segment.reasons),
+                "frozen_by": dict(segment.frozen_by),
             }
             for segment in traced.segments
         ],
@@ -281,7 +284,7 @@ def _segments(traced: Trace) -> Table:
             str(len(segment.consumers)),
             str(len(segment.classes)),
             str(int(segment.frozen.sum())),
-            "; ".join(segment.reasons),
+            "; ".join(f"{reason} ({count:,})" if count else reason for reason, count in segment.frozen_by.items()),
         )
     return table
 

@@ -51,7 +51,8 @@ def _masked(
     bodies, masks = _by_body(model, names, masks)
     position = {name: index for index, name in enumerate(names) if name in masks}
     finder = _Weights(model)
-    weights = {name: weight for name, index in position.items() if (weight := finder.of(index)) is not None}
+    found = {name: finder.of(index, np.size(masks[name])) for name, index in position.items()}
+    weights = {name: weight for name, weight in found.items() if weight is not None}
     weights.update(finder.recurrences())
     channels = {name: weight.channels for name, weight in weights.items()}
     masks = check_masks(masks, {name: count for name, count in channels.items() if count})
@@ -152,8 +153,13 @@ class _Weights:
         self.readers = Counter(name for node in self.nodes for name in node.input)
         self.readers.update(_read_elsewhere(model.graph))
 
-    def of(self, index: int) -> _Weight | None:
-        """The weight of a node; None if it has none that is constant."""
+    def of(self, index: int, length: int = 0) -> _Weight | None:
+        """The weight of a node; None if it has none that is constant.
+
+        Args:
+            index: the node.
+            length: that of its mask, which tells the axes of an Einsum that sums over several apart.
+        """
         node = self.nodes[index]
         if node.op_type not in _WEIGHT_INPUT or node.domain not in ("", "ai.onnx", "com.microsoft"):
             return None
@@ -165,7 +171,7 @@ class _Weights:
         source = self._source(index, at)
         tensor = "" if source is None else self.nodes[source[0]].input[source[1]]
         shape = self.constants.shape(tensor)
-        axis = None if shape is None else _channel_axis(node, at, len(shape))
+        axis = None if shape is None else _channel_axis(node, at, shape, length)
         if source is None or shape is None or axis is None:
             return None
         groups = _attribute(node, "group", 1) if "Conv" in node.op_type else 1
@@ -214,6 +220,7 @@ _WEIGHT_INPUT = {
     "Conv": 1,
     "ConvInteger": 1,
     "ConvTranspose": 1,
+    "DeformConv": 1,
     "Einsum": 1,
     "FusedConv": 1,
     "FusedGemm": 1,
@@ -238,30 +245,39 @@ def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
     return next((a.i for a in node.attribute if a.name == name), default)
 
 
-def _channel_axis(node: onnx.NodeProto, weight_input: int, rank: int) -> int | None:
+def _channel_axis(node: onnx.NodeProto, weight_input: int, shape: tuple[int, ...], length: int) -> int | None:
     """The weight's axis over input channels; None if the operator does not take such a weight."""
+    rank = len(shape)
     if node.op_type in ("GRU", "LSTM", "RNN"):
         return 2 if rank == 3 else None
     if node.op_type == "Einsum":
-        return _summed_axis(node)
+        return _summed_axis(node, shape, length)
     if node.op_type in ("Gemm", "FusedGemm", "QGemm"):
         return 1 if _attribute(node, "transB", 0) else 0
     if "MatMul" in node.op_type:  # X @ W reads the rows of W, W @ X its columns
         turned = bool(_attribute(node, "transB" if weight_input else "transA", 0))
-        return int(turned == bool(weight_input)) if rank == 2 else None
+        several = rank > 2 and node.op_type in ("MatMul", "FusedMatMul")  # a matrix for each of many
+        return rank - 2 + int(turned == bool(weight_input)) if rank == 2 or several else None
     if node.op_type == "Attention":
         return 0 if rank == 2 else None
     return 0 if node.op_type == "ConvTranspose" else 1
 
 
-def _summed_axis(node: onnx.NodeProto) -> int | None:
-    """The constant's axis for the first letter of ``data,constant->result`` that is summed over."""
+def _summed_axis(node: onnx.NodeProto, shape: tuple[int, ...], length: int) -> int | None:
+    """The constant's axis for a letter of ``data,constant->result`` that is summed over.
+
+    Of several letters it is the last whose length is the mask's.
+    """
     equation = next(a.s.decode() for a in node.attribute if a.name == "equation").replace(" ", "")
     terms, _, result = equation.partition("->")
     data, _, weight = terms.partition(",")
     if "->" not in equation:
         result = "".join(letter for letter in data + weight if (data + weight).count(letter) == 1)
-    return next((weight.index(letter) for letter in data if letter in weight and letter not in result), None)
+    if "." in weight:
+        return None
+    axes = [weight.index(letter) for letter in data if letter in weight and letter not in result]
+    fitting = [axis for axis in axes if axis < len(shape) and shape[axis] == length] or axes
+    return fitting[-1] if fitting else None
 
 
 def _zero(weight: _Weight, value: npt.NDArray[np.generic], mask: Mask) -> None:

@@ -195,16 +195,38 @@ def test_what_is_read_no_more_is_dropped():
         assert not walk.has(b)
 
 
+@pytest.mark.parametrize("stops", [[1, 2, 3, 4], [2], [3], [4]], ids=str)
+def test_sequences_of_parts_are_put_together_again(stops):
+    """Wherever one stops between the split and those who take parts out."""
+    net = Net()
+    first = net.op("Relu", net.input("x", (1, 5)))
+    (parts,) = net.ops("SplitToSequence", first, net.ints(2, 3), axis=1, shapes=[(1,)], outputs=["parts"])
+    a, b = (
+        net.ops("SequenceAt", parts, net.weight(np.int64(at)), shapes=[(1, size)])[0] for at, size in ((0, 2), (1, 3))
+    )
+    net.op("Concat", b, a, axis=1)
+    model = net.output(net.nodes[-1].output[0]).model()
+    feed = {"x": np.arange(-2, 3, dtype=np.float32)[None]}
+    with Store() as store:
+        walk = Walk(GraphView(model), [feed], store, OPTIONS)
+        for stop in stops:
+            walk.advance(stop)
+        walk.advance(5, [model.graph.output[0].name])
+        (found,) = walk.arrays(model.graph.output[0].name)
+        assert found.tolist() == [[0, 1, 2, 0, 0]]
+
+
 def test_sequences_are_refused_with_their_name():
     net = Net()
     x = net.input("x", (1, 3))
-    (items,) = net.ops("SequenceConstruct", x, x, shapes=[(1,)], outputs=["items"])
+    (two,) = net.ops("SequenceConstruct", x, x, shapes=[(1,)], outputs=["two"])
+    (items,) = net.ops("SequenceInsert", two, x, shapes=[(1,)], outputs=["items"])
     net.ops("SequenceAt", items, net.weight(np.int64(0)), shapes=[(1, 3)], outputs=["y"])
     graph = onnx.ModelProto.FromString(net_model(net, "y"))
     with Store() as store:
         walk = Walk(GraphView(graph), [{"x": np.ones((1, 3), np.float32)}], store, OPTIONS)
         with pytest.raises(ModelError, match="'items' is no tensor"):
-            walk.advance(1)
+            walk.advance(2)
     with Store() as store, pytest.raises(ModelError, match="input 'x' is no tensor"):
         Walk(GraphView(graph), [{"x": [np.ones(3)]}], store, OPTIONS)  # type: ignore[dict-item]
 

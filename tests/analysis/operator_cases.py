@@ -67,6 +67,9 @@ KEEP: dict[str, Step] = (
         "Not": through("Not", TensorProto.BOOL),
         "BitwiseNot": through("BitwiseNot", TensorProto.INT32),
         "Mod": through("Mod", TensorProto.INT32, 2),
+        "BitShift": lambda net, x: cast(
+            net, net.op("BitShift", *[cast(net, x, TensorProto.UINT8)] * 2, direction="LEFT")
+        ),
         "IsInf": lambda net, x: cast(net, net.op("IsInf", x)),
         "IsNaN": lambda net, x: cast(net, net.op("IsNaN", x)),
         "Clip": lambda net, x: net.op("Clip", x, net.constant(0.0), net.constant(6.0)),
@@ -99,8 +102,8 @@ KEEP: dict[str, Step] = (
 
 FREEZE: dict[str, tuple[Step, str]] = {
     "unknown": (
-        lambda net, x: net.op("GatherElements", x, net.weight(np.indices(net.shapes[x])[1][:, ::-1]), axis=1),
-        "operator without a rule: GatherElements",
+        lambda net, x: net.ops("Compress", x, net.weight(np.ones(8, bool)), axis=1, shapes=[(1, 8, 4, 4)])[0],
+        "places or numbers of elements that the run decides: Compress",
     ),
     "CumSum": (lambda net, x: net.op("CumSum", x, net.weight(np.int64(1))), "order along the axis matters: CumSum"),
     "LRN": (lambda net, x: net.op("LRN", x, size=3), "channel-mixing op LRN"),

@@ -230,8 +230,8 @@ def test_no_length_is_known_of_what_has_no_known_rank() -> None:
     nodes = [make("Odd", ["x"], ["odd"], domain="elsewhere"), make("Shape", ["odd"], ["length"], start=1, end=2)]
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 8])
     length = onnx.helper.make_tensor_value_info("length", onnx.TensorProto.INT64, [1])
-    other = onnx.helper.make_tensor_value_info("other", onnx.TensorProto.INT64, [1])
-    nodes.append(make("Neg", ["length"], ["other"]))
-    graph = onnx.helper.make_graph(nodes, "net", [x], [other], value_info=[length])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    nodes.append(make("Reshape", ["x", "length"], ["y"]))
+    graph = onnx.helper.make_graph(nodes, "net", [x], [y], value_info=[length])
     opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in (("", 17), ("elsewhere", 1))]
     assert "length" not in GraphView(onnx.helper.make_model(graph, opset_imports=opsets)).constants

@@ -9,7 +9,7 @@ from tests.properties.recurrences import Recurrences
 
 WEIGHTS = {
     "fused_conv": 3, "fused_gemm": 1, "fused_product": 2, "fused_scores": 1, "skip_norm": 2, "multi_head": 2,
-    "with_projections": 1, "feed_forward": 2, "left_alone": 1,
+    "with_projections": 1, "feed_forward": 2, "left_alone": 1, "grouped_query": 2,
 }  # fmt: skip
 """Steps of this module, with how often they are drawn."""
 
@@ -103,6 +103,31 @@ class Contributed(Recurrences):
         bias = [self.net.weight(self.net.normal(3 * width))] if self.flag() else []
         y = self.made("MultiHeadAttention", *parts, *bias, shape=(n, t, width), num_heads=count)
         self.keep(self.project(y, self.pick(_CHANNELS)))
+
+    def grouped_query(self) -> None:
+        """Heads of keys and values that several of queries share; maybe kept for the next call."""
+        x = self.sequence()
+        if x is None:
+            return
+        groups, each, rotary = self.int(1, 2), self.int(1, 2), self.flag()
+        size = 16 if rotary else 8
+        n, t, _ = self.shape(x)
+        parts = [self.project(x, count * size) for count in (groups * each, groups, groups)]
+        lengths = [self.net.weight(np.full(n, t - 1, np.int32)), self.net.weight(np.array([t], np.int32))]
+        angles = self.net.normal(t, size // 2)
+        tables = [self.net.weight(table) for table in (np.cos(angles), np.sin(angles))] if rotary else ["", ""]
+        shapes = [(n, t, groups * each * size), *[(n, groups, t, size)] * self.pick([0, 2])]
+        y, *presents = self.net.ops(
+            "GroupQueryAttention",
+            *(*parts, "", "", *lengths, *tables),
+            domain="com.microsoft",
+            outputs=len(shapes),
+            shapes=shapes,
+            num_heads=groups * each,
+            kv_num_heads=groups,
+            do_rotary=int(rotary),
+        )
+        self.keep(*presents, self.project(y, self.pick(_CHANNELS)))
 
     def with_projections(self) -> None:
         x = self.sequence()

@@ -11,13 +11,32 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tests.builders import Net
-from tests.properties import contributed, lengths, pointwise, quantised, recurrences, regrouping, sequences
+from tests.properties import (
+    contributed,
+    experts,
+    lengths,
+    made,
+    placed,
+    pointwise,
+    quantised,
+    recurrences,
+    regrouping,
+    sequences,
+)
 from tests.properties.bodies import outlined
 from tests.properties.layers import _CHANNELS, _OPSETS, Choose, Layers
 
 
 class Grower(
-    pointwise.Pointwise, regrouping.Regrouping, contributed.Contributed, quantised.Quantised, lengths.Lengths, Layers
+    pointwise.Pointwise,
+    regrouping.Regrouping,
+    contributed.Contributed,
+    quantised.Quantised,
+    made.Made,
+    experts.Experts,
+    placed.Placed,
+    lengths.Lengths,
+    Layers,
 ):
     """Adds operators that join and cut, too, one random step at a time."""
 
@@ -237,9 +256,9 @@ class Grower(
 
     def unknown(self) -> None:
         x = self.tensor(4)
-        if x is not None and self.net.opset >= 11:
-            turned = np.indices(self.shape(x))[1][:, ::-1]
-            self.keep(self.net.op("GatherElements", x, self.net.weight(turned), axis=1))
+        if x is not None:
+            every = self.net.weight(np.ones(self.shape(x)[1], dtype=bool))
+            self.keep(*self.net.ops("Compress", x, every, axis=1, shapes=[self.shape(x)]))
 
     def branch(self) -> None:
         """An If whose bodies read a tensor of the outer graph."""
@@ -284,6 +303,9 @@ THEMES = [
     quantised.WEIGHTS,
     lengths.WEIGHTS,
     contributed.WEIGHTS,
+    made.WEIGHTS,
+    experts.WEIGHTS,
+    placed.WEIGHTS,
 ]
 """Each is drawn equally often; the first, of what most models are made of, twice."""
 

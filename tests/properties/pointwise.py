@@ -91,8 +91,12 @@ class Pointwise(Layers):
         if operands is None:
             return
         a, b = (self.net.op("Cast", self.net.op("Mul", x, self.net.constant(40.0)), to=6) for x in operands)
-        kind = self.pick(["Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"])
-        if kind == "Mod" and self.knows(kind):
+        kind = self.pick(["Mod", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"])
+        if kind == "BitShift" and self.knows(kind):
+            whole = self.net.op("Cast", self.net.op("Abs", a), to=TensorProto.UINT32)
+            left = self.net.op(kind, whole, self.net.weight(np.uint32(2)), direction=self.pick(["LEFT", "RIGHT"]))
+            self.keep(self.as_float(left))
+        elif kind == "Mod" and self.knows(kind):
             self.keep(self.as_float(self.net.op(kind, a, self.net.weight(np.int32(7)))))
         elif kind == "BitwiseNot" and self.knows(kind):
             self.keep(self.as_float(self.net.op(kind, a)))

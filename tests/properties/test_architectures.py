@@ -12,6 +12,7 @@ import pytest
 
 from models import ARCHITECTURES, build
 from tests.builders import Masked
+from tests.explaining import assert_explained
 from ucpe_onnx.analysis.trace import Trace, trace
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.passes import emit
@@ -43,6 +44,7 @@ def random_masks(traced: Trace, seed: int) -> dict[str, Mask]:
 def test_random_masks(name: str) -> None:
     model = build(name, image=ARCHITECTURES[name].small, fold_bn=name in ("resnet18", "googlenet"))
     traced = trace(model)
+    assert_explained(traced)
     feeds = find_feeds(model)
     for seed in range(SEEDS):
         masks = random_masks(traced, seed)

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
 from tests.builders import feeds_for, run
+from tests.explaining import assert_explained
 from tests.properties.graphs import Case, models
 from tests.properties.running import close, is_steady, runs, runs_optimised, to_text
 from tests.properties.splitting import split_at_random
@@ -64,6 +65,7 @@ def test_emitted_equals_masked(case: Case, styles: list[str], seed: int, target:
     assume(runs(model, feeds, optimise=optimise))
     note(to_text(model))
     traced = trace(model)
+    assert_explained(traced)
     masks = _masks(traced, styles, np.random.default_rng(seed))
     note(f"masks: { {name: np.flatnonzero(mask).tolist() for name, mask in masks.items()} }")
     references, plans, emitted_before = {}, {}, []

@@ -13,14 +13,12 @@ NOT_DRAWN = {
     "Affine": "onnx no longer knows it",
     "Crop": "onnx no longer knows it",
     "ImageScaler": "onnx no longer knows it",
-    "com.microsoft::DynamicQuantizeLSTM": "everything stays, as around DynamicQuantizeMatMul",
-    "com.microsoft::EmbedLayerNormalization": "it reads tables and nothing that has channels",
-    "com.microsoft::GroupQueryAttention": "it needs caches",
-    "com.microsoft::MatMulIntegerToFloat": "everything stays, as around DynamicQuantizeMatMul",
-    "com.microsoft::MatMulNBits": "everything stays, as around DynamicQuantizeMatMul",
-    "com.microsoft::QAttention": "everything stays, as around DynamicQuantizeMatMul",
     **dict.fromkeys((op for op in RULES if op.startswith("ucpe.bodies")), "they stand for If, Loop and Scan"),
-    **dict.fromkeys((op for op in RULES if op.startswith("com.microsoft.nchwc")), "only onnxruntime writes it"),
+    "ParametricSoftplus": "onnx no longer knows it",
+    "Scale": "onnx no longer knows it",
+    "ScaledTanh": "onnx no longer knows it",
+    "SimplifiedLayerNormalization": "only onnxruntime knows it, though it stands in the domain of onnx",
+    "com.microsoft::ScaledSiLU": "onnxruntime knows it since 1.32",
 }
 """Operators that no step draws, and why; they have tests of their own."""
 

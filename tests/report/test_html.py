@@ -59,8 +59,8 @@ def segment_reports(plan: Plan, reasons: tuple[str, ...] = ()) -> tuple[SegmentR
             consumers=tuple(s.lowerings),
             slots=max((max(plan.consumers[name].slots) + 1 for name in s.lowerings), default=len(s.order)),
             emitted=len(s.order),
-            frozen=1 if reasons else 0,
-            reasons=reasons,
+            frozen=len(reasons),
+            frozen_by=dict.fromkeys(reasons, 1),
             lowerings=Counter(s.lowerings.values()),
             objective=s.objective,
             bound=s.bound,
@@ -232,7 +232,7 @@ def test_hostile_names_stay_text(text: str) -> None:
         consumers={text: plan.consumers["conv_a"], **plan.consumers},
         segments=(replace(plan.segments[0], lowerings=kinds, status=text), plan.segments[1]),
     )
-    segments = tuple(replace(s, producers=(text, text), reasons=(text,)) for s in segment_reports(plan, ("x",)))
+    segments = tuple(replace(s, producers=(text, text), frozen_by={text: 1}) for s in segment_reports(plan, ("x",)))
     checks = Verification((OutputCheck(text, Difference(float("inf"), 0.0, text), 0),), 1)
     page, parsed = render(plan, segments=segments, source=text, mode=text, verification=checks, seconds={text: 1.0})
     assert not parsed.tags["script"]
@@ -270,12 +270,14 @@ def test_the_verdict_on_latency(measured: tuple[float, float, float], word: str)
 def test_reasons_that_differ_in_the_node_alone_are_one_row() -> None:
     plan = small_plan()
     first, second = segment_reports(plan, ("x",))
-    first = replace(first, reasons=("merged by Reshape at /a", "merged by Reshape at /b", "graph input x"), frozen=2)
-    second = replace(second, reasons=("merged by Reshape at /c",), frozen=1)
+    first = replace(
+        first, frozen_by={"merged by Reshape at /a": 1, "merged by Reshape at /b": 1, "graph input x": 0}, frozen=2
+    )
+    second = replace(second, frozen_by={"merged by Reshape at /c": 1}, frozen=1)
     _, parsed = render(plan, segments=(first, second))
     assert "merged by Reshape, at 3 nodes/a, /b, /c0, 13" in parsed.text  # segments 0 and 1, 3 channels
     assert "3 channels of 6 had to stay" in parsed.text
-    many = replace(first, reasons=tuple(f"reason {i}" for i in range(40)))
+    many = replace(first, frozen_by={f"reason {i}": 1 for i in range(40)})
     assert "29 more reasons" in render(plan, segments=(many, second))[1].text
 
 
@@ -284,7 +286,7 @@ def test_groups_and_segments_without_producers_or_readers() -> None:
     parts = replace(plan.segments[0], blocks=((2,), (1, 0)), objective=0.0, bound=0.0)
     plan = replace(plan, segments=(parts, plan.segments[1]))
     first, second = segment_reports(plan)
-    second = replace(second, producers=(), consumers=(), lowerings={}, frozen=2, reasons=("graph input x",))
+    second = replace(second, producers=(), consumers=(), lowerings={}, frozen=2, frozen_by={"graph input x": 2})
     page, parsed = render(plan, segments=(first, second))
     assert "2 groups whose places are fixed" in parsed.text
     assert "Made by: graph input" in parsed.text

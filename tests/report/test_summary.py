@@ -93,10 +93,10 @@ def test_a_large_loss_of_accuracy_is_a_warning(report, mode, after, warning):
 
 
 def test_what_is_frozen_and_why(report):
-    assert "frozen: 3 channels in 1 of 4 segments\n  graph input x\n" in printed(report)
-    many = tuple(replace(report.segments[0], id=i, reasons=(f"reason {i}", "shared")) for i in range(7))
+    assert "frozen: 3 channels in 1 of 4 segments\n  graph input x: 3 channels\n" in printed(report)
+    many = tuple(replace(report.segments[0], id=i, frozen_by={f"reason {i}": 1, "shared": 2}) for i in range(7))
     text = printed(replace(report, segments=many))
-    assert "frozen: 21 channels in 7 of 7 segments\n  shared (7 segments)\n" in text
+    assert "frozen: 21 channels in 7 of 7 segments\n  shared: 14 channels\n" in text
     assert text.count("  reason ") == 4 and "and 3 more reasons: python -m ucpe_onnx.inspect" in text
     assert "frozen" not in printed(replace(report, segments=report.segments[1:]))
 

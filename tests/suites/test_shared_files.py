@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.builders import Masked
+from tests.explaining import assert_explained
 from ucpe_onnx import load_model
 from ucpe_onnx.analysis.trace import trace
 from ucpe_onnx.passes import emit
@@ -35,5 +36,4 @@ def test_thirty_percent_random_mask(file: Path) -> None:
     # Values between 0 and 1, as images have: some networks are chaotic on anything else.
     feeds = {name: np.abs(a) % 1 if a.dtype.kind == "f" else a for name, a in find_feeds(model).items()}
     Masked(model, plan.masks(), feeds).check(emitted)
-    for segment in traced.segments:
-        assert segment.reasons or not segment.frozen.any()
+    assert_explained(traced)

@@ -19,6 +19,9 @@ from ucpe_onnx.runtime.session import RunOptions, Session, as_session, ort_messa
 
 Array = npt.NDArray[Any]
 
+_SEQUENCES_OF_TENSORS = ("SequenceConstruct", "SplitToSequence")
+"""Operators that make sequences of what can be kept; they are cheap, and run once more where a sequence is read."""
+
 
 class Walk:
     """Goes through a graph in its order and keeps just the tensors that nodes ahead still read.
@@ -58,7 +61,8 @@ class Walk:
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._next = 0
         self._kept: dict[str, Chunks] = {}
-        self._needed_until = _last_reads(graph)
+        self._sequences = {node.outputs[0]: node.index for node in graph.nodes if node.op_type in _SEQUENCES_OF_TENSORS}
+        self._needed_until = _last_reads(graph, self._sequences)
         self._starts = _starts(graph)
         self._count = len(feeds)
         for name in graph.inputs:
@@ -92,8 +96,15 @@ class Walk:
         return tensor in self._kept
 
     def _run(self, part: range, extra: frozenset[str]) -> None:
-        nodes = folded_nodes(self._unfolding, [self._model.graph.node[index] for index in part])
-        made = [name for node in nodes for name in node.output if name]
+        again = {
+            self._sequences[name]
+            for index in part
+            for name in reads(self._model.graph.node[index])
+            if name in self._sequences
+        }
+        numbers = [*sorted(again - set(part)), *part]
+        nodes = folded_nodes(self._unfolding, [self._model.graph.node[index] for index in numbers])
+        made = [name for node in nodes for name in node.output if name and name not in self._sequences]
         wanted = [name for name in made if name in extra or self._needed_until.get(name, -1) >= part.stop]
         if not wanted:
             return
@@ -166,6 +177,13 @@ def _starts(graph: GraphView) -> dict[int, int]:
     return {index: first.setdefault(control, index) for index, control in controls if control}
 
 
-def _last_reads(graph: GraphView) -> dict[str, int]:
-    """For each tensor the last node that reads it; what is a graph output and nothing else is not kept."""
-    return {name: node.index for node in graph.nodes for name in reads(node.proto)}
+def _last_reads(graph: GraphView, sequences: Mapping[str, int]) -> dict[str, int]:
+    """For each tensor the last node that reads it; what is a graph output and nothing else is not kept.
+
+    Sequences are not kept but put together again, so that what they hold is needed as long as they are.
+    """
+    last = {name: node.index for node in graph.nodes for name in reads(node.proto)}
+    for name, maker in sequences.items():
+        for held in filter(None, graph.nodes[maker].inputs):
+            last[held] = max(last[held], last.get(name, -1))
+    return last

@@ -24,7 +24,7 @@ class _Material:
     consumers: dict[str, None] = field(default_factory=dict)
     producers: dict[str, None] = field(default_factory=dict)
     partitions: list[EqualParts] = field(default_factory=list)
-    reasons: dict[str, None] = field(default_factory=dict)
+    frozen_by: dict[str, int] = field(default_factory=dict)
 
 
 def find_segments(tracer: Tracer) -> Trace:
@@ -65,10 +65,14 @@ def _collected(
     owner = np.full(slots.count, -1, dtype=np.int64)
     for axis, number in segment_of.items():
         owner[slots.axes[axis]] = number
-    for classes, reason in slots.reasons:
-        for number in np.unique(owner[classes]):
+    first = slots.first_reasons()
+    for index, (classes, reason) in enumerate(slots.reasons):
+        numbers, at = np.unique(owner[classes], return_inverse=True)
+        counts = np.bincount(at.reshape(-1), weights=first[classes] == index, minlength=numbers.size)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             if number >= 0:
-                materials[number].reasons[reason] = None
+                frozen_by = materials[number].frozen_by
+                frozen_by[reason] = frozen_by.get(reason, 0) + int(count)
     return materials
 
 
@@ -187,7 +191,7 @@ def _segment(
         axes=tuple(_in_link_order(axes, links)),
         classes=classes,
         frozen=frozen,
-        reasons=tuple(material.reasons),
+        frozen_by=material.frozen_by,
         groups=groups,
         group_of=group_of,
         parts={axis: parts[axis] for axis in axes if axis in parts},
@@ -218,12 +222,15 @@ def _checked(trace: Trace, segment: Segment) -> Segment:
         for reverse in (False, True):
             _check_layouts(trace, segment, reverse=reverse)
     except LayoutConflict as conflict:
-        reason = f"no order of the channels suits every operator: {conflict}"
+        tensor = conflict.axis[0]
+        node = trace.graph.makers.get(tensor) if isinstance(tensor, str) else trace.graph.nodes[tensor[0]]
+        place = "" if node is None else f", {node.op_type} at {node.name}"
+        reason = f"no order of the channels suits every operator: {conflict}{place}"
         trace.slots.freeze(segment.classes, reason)
         return replace(
             segment,
             frozen=np.ones_like(segment.frozen),
-            reasons=(*segment.reasons, reason),
+            frozen_by={**segment.frozen_by, reason: int((~segment.frozen).sum())},
             groups=(tuple(range(segment.classes.size)),),
             group_of=np.zeros_like(segment.group_of),
         )

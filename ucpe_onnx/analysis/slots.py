@@ -103,6 +103,13 @@ class Slots:
         for classes, _ in reasons:
             self.frozen[classes] = True
 
+    def first_reasons(self) -> IntArray:
+        """For each class the index of the first of the reasons that freeze it, -1 for one that is free."""
+        first = np.full(self.count, -1, dtype=np.int64)
+        for index in reversed(range(len(self.reasons))):
+            first[self.reasons[index][0]] = index
+        return first
+
     def freeze(self, classes: IntArray, reason: str) -> None:
         """Freeze further classes after the relation was solved."""
         if classes.size:

@@ -49,7 +49,8 @@ class Segment:
         axes: its axes in graph order.
         classes: the graph-wide slot class of each slot, shape (slots,).
         frozen: True for a slot that stays, shape (slots,).
-        reasons: why slots are frozen, each reason once, in graph order.
+        frozen_by: why slots are frozen, each reason once, in graph order, with how many slots it was the first to
+            freeze; these numbers add up.
         groups: the slots of each group. Order is free within a group and fixed between groups (operands of a Concat);
             a group is frozen as a whole or not at all.
         group_of: the group of each slot, shape (slots,).
@@ -65,7 +66,7 @@ class Segment:
     axes: tuple[AxisKey, ...]
     classes: IntArray
     frozen: npt.NDArray[np.bool_]
-    reasons: tuple[str, ...]
+    frozen_by: Mapping[str, int]
     groups: tuple[tuple[int, ...], ...]
     group_of: IntArray
     parts: Mapping[AxisKey, IntArray]
@@ -73,6 +74,11 @@ class Segment:
     links: Mapping[AxisKey, list[Link]]
     consumers: tuple[str, ...]
     producers: tuple[str, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why slots are frozen, each reason once, in graph order."""
+        return tuple(self.frozen_by)
 
     @cached_property
     def _local(self) -> IntArray:

@@ -8,9 +8,10 @@ from ucpe_onnx.analysis.graph import GraphView, Node
 from ucpe_onnx.analysis.rules import RULES, TAKES_CONSTANT_DATA
 from ucpe_onnx.analysis.rules.quantisation import link_codecs
 from ucpe_onnx.analysis.rules.rearrange import Rearrangements, find_rearrangements, rearranged
+from ucpe_onnx.analysis.rules.unfollowed import why_not_followed
 from ucpe_onnx.analysis.segments import find_segments
 from ucpe_onnx.analysis.structure import Consumer, Segment, Trace
-from ucpe_onnx.analysis.tracer import Tracer
+from ucpe_onnx.analysis.tracer import NotFollowedError, Tracer
 
 __all__ = ["Consumer", "Segment", "Trace", "trace"]
 
@@ -27,7 +28,7 @@ def trace(model: onnx.ModelProto) -> Trace:
     graph = GraphView(model)
     chains = find_rearrangements(graph)
     tracer = _applied(Tracer(graph), chains)
-    if tracer.open_splits:
+    if tracer.open_splits or tracer.open_reads:
         tracer = _applied(Tracer(graph, _choices(tracer)), chains)
     return find_segments(tracer)
 
@@ -50,14 +51,24 @@ def _applied(tracer: Tracer, chains: Rearrangements) -> Tracer:
     return tracer
 
 
-def _choices(tracer: Tracer) -> dict[int, int]:
-    """For every split axis the first of the new axes that nothing behind it freezes; -1 if all are frozen."""
+def _choices(tracer: Tracer) -> dict[int, int | str]:
+    """For every split axis the first of the new axes that nothing behind it freezes; if all are frozen, the reason.
+
+    Of several axes that a node contracts, the first that is not frozen, or the last.
+    """
     slots = tracer.table.resolve()
-    choices = {}
+    first = slots.first_reasons()
+    choices: dict[int, int | str] = {}
     for index, axes in tracer.open_splits.items():
         out = tracer.graph.nodes[index].outputs[0]
-        free = [axis for axis in axes if not slots.frozen[slots.axes[(out, axis)]].all()]
-        choices[index] = free[0] if free else -1
+        classes = [slots.axes[(out, axis)] for axis in axes]
+        free = [axis for axis, held in zip(axes, classes, strict=True) if not slots.frozen[held].all()]
+        choices[index] = free[0] if free else slots.reasons[first[classes[0][0]]][1]
+    for index, axes in tracer.open_reads.items():
+        data = tracer.graph.nodes[index].inputs[0]
+        held = [slots.axes.get((data, axis)) for axis in axes]
+        free = [axis for axis, ids in zip(axes, held, strict=True) if ids is not None and not slots.frozen[ids].all()]
+        choices[index] = (free or axes[-1:])[0]
     return choices
 
 
@@ -66,12 +77,14 @@ def _apply_rule(tracer: Tracer, node: Node, chains: Rearrangements) -> None:
         return
     rule = RULES.get(node.op_type)
     if rule is None:
-        tracer.freeze_node(node, f"operator without a rule: {node.op_type} at {node.name}")
+        tracer.freeze_node(node, f"{why_not_followed(node.op_type)}: {node.op_type} at {node.name}")
         return
     if node.op_type not in TAKES_CONSTANT_DATA and isinstance(tracer.operand(node, 0), tuple):
         tracer.freeze_node(node, f"constant data: {node.op_type} at {node.name}")
         return
     try:
         rule(tracer, node)
+    except NotFollowedError as error:
+        tracer.freeze_node(node, f"{error}: {node.op_type} at {node.name}")
     except (IndexError, KeyError, TypeError, ValueError) as error:
         tracer.freeze_node(node, f"malformed node ({type(error).__name__}: {error}): {node.op_type} at {node.name}")

@@ -85,6 +85,10 @@ class WeightUse:
         return self.recurrence or self.node.name
 
 
+class NotFollowedError(Exception):
+    """A rule can't follow a node; the message says why."""
+
+
 class NodeEdit(Protocol):
     """What a node's :data:`Rewrite` may ask and change when the graph is emitted."""
 
@@ -128,23 +132,26 @@ class Tracer:
 
     Args:
         graph: the graph under analysis.
-        choices: for a node that splits an axis, which axis of its output carries the channels.
+        choices: for a node that splits an axis, which axis of its output carries the channels, or why none can; for one
+            that contracts several with a constant, which of them its mask is for.
 
     Attributes:
         links: in graph order, so that a source's layout is known before its target's.
         consumers: weight uses that read channels, in graph order.
         producers: weight uses that make channels, in graph order.
-        choices: None while it is still open which axes carry the channels behind splits.
+        choices: None while it is still open which axes carry the channels behind splits, or are read by contractions.
         open_splits: for a node that splits an axis, the output's axes that may carry the channels.
+        open_reads: for a node that contracts several axes with a constant, those that its mask may be for.
         partitions: axes whose parts must stay equally long.
         rewrites: by node index, how attributes or shape inputs are adapted to the emitted sizes.
         stopped: why nodes were not followed at all.
     """
 
-    def __init__(self, graph: GraphView, choices: Mapping[int, int] | None = None) -> None:
+    def __init__(self, graph: GraphView, choices: Mapping[int, int | str] | None = None) -> None:
         self.graph = graph
         self.choices = choices
         self.open_splits: dict[int, list[int]] = {}
+        self.open_reads: dict[int, list[int]] = {}
         self.table = SlotTable()
         self.links: list[Link] = []
         self.consumers: list[WeightUse] = []
@@ -153,6 +160,8 @@ class Tracer:
         self.partitions: list[EqualParts] = []
         self.stopped: list[str] = []
         self._live: set[AxisKey] = set()
+        self._reason: dict[AxisKey, str] = {}
+        self._source: dict[AxisKey, AxisKey] = {}
 
     def operand(self, node: Node, index: int) -> TensorKey | None:
         """The key of an input: the tensor's name, None if it is left out.
@@ -203,6 +212,22 @@ class Tracer:
             self._live.discard((tensor, axis))
             if (ids := self.ids((tensor, axis))) is not None:
                 self.table.freeze(ids, reason)
+                self._reason.setdefault((tensor, axis), reason)
+
+    def reason(self, axis: AxisKey) -> str:
+        """Why an axis, or the one that it comes from, has been frozen so far; "" if it has not."""
+        while axis not in self._reason and axis in self._source:
+            axis = self._source[axis]
+        return self._reason.get(axis, "")
+
+    def of_unknown_rank(self, node: Node) -> str:
+        """The reason for freezing a node that works on a tensor of unknown rank: who made the first such tensor."""
+        pending = [name for name in (*node.outputs, *node.inputs) if name and self.rank(name) is None]
+        first = node
+        while pending and (maker := self.graph.makers.get(pending.pop())) is not None:
+            first = maker
+            pending = [name for name in maker.inputs if name and self.rank(name) is None]
+        return f"tensor of unknown rank: {first.op_type} at {first.name}"
 
     def freeze_node(self, node: Node, reason: str) -> None:
         """Freeze everything that a node touches."""
@@ -256,6 +281,7 @@ class Tracer:
 
     def _add(self, link: Link, left: IntArray, right: IntArray) -> None:
         self.links.append(link)
+        self._source.setdefault(link.target, link.source)
         self.table.join(left, right)
         if link.source in self._live:
             self._live.add(link.target)
@@ -264,8 +290,8 @@ class Tracer:
         """Axes (default: all) of the target are the same axes of the source."""
         rank = self.rank(source)
         if rank is None or rank != self.rank(target):
-            self.freeze(source, f"tensor of unknown rank: {node.op_type} at {node.name}")
-            self.freeze(target, f"tensor of unknown rank: {node.op_type} at {node.name}")
+            self.freeze(source, self.of_unknown_rank(node))
+            self.freeze(target, self.of_unknown_rank(node))
             return
         for axis in range(rank) if axes is None else axes:
             self.link((source, axis), (target, axis), node)
@@ -285,7 +311,14 @@ class Tracer:
         return WeightUse(node, tensor_axis, weight_input, weight, key, weight_axis, groups)
 
     def consume(self, use: WeightUse) -> None:
-        """A node reads the channels of an axis through a constant weight."""
+        """A node reads the channels of an axis through a constant weight.
+
+        Raises:
+            NotFollowedError: the weight is computed from lengths, which are constant only as far as these are known: no
+                mask is for it.
+        """
+        if use.weight in self.graph.constants.measured:
+            raise NotFollowedError("weight computed from lengths")
         self.consumers.append(use)
         self.ids(use.tensor_axis)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -68,12 +69,15 @@ def render_frozen(report: Report) -> str:
     reasons, segments = _kinds(report)
     if not reasons:
         return f'{title}<p class="card">Nothing is frozen: every channel could be pruned.</p>'
-    stuck = {kind: sum(s.frozen for s in found) for kind, found in segments.items()}
+    stuck = Counter(dict.fromkeys(reasons, 0))
+    for segment in report.segments:
+        for reason, count in segment.frozen_by.items() if segment.frozen else ():
+            stuck[_kind(reason)] += count
     rows = [
         f'<tr><td>{_reason(reasons[kind])}</td><td>{_links(segments[kind])}</td><td class="n">{stuck[kind]:,}</td></tr>'
         for kind in sorted(stuck, key=lambda kind: -stuck[kind])
     ]
-    head = '<thead><tr><th>reason</th><th>segments</th><th class="n">frozen in them</th></tr></thead>'
+    head = '<thead><tr><th>reason</th><th>segments</th><th class="n">channels that it freezes first</th></tr></thead>'
     text = f"<table>{head}{''.join(rows[:_REASONS])}</table>"
     if rest := rows[_REASONS : 10 * _REASONS]:
         more = plural(len(rows) - _REASONS, "more reason")
@@ -91,7 +95,7 @@ def _kinds(report: Report) -> tuple[dict[str, list[str]], dict[str, list[Segment
     segments: dict[str, list[SegmentReport]] = {}
     for segment in report.segments:
         for reason in segment.reasons if segment.frozen else ():
-            kind = reason.partition(" at ")[0]
+            kind = _kind(reason)
             reasons.setdefault(kind, []).append(reason)
             found = segments.setdefault(kind, [])
             if segment not in found[-1:]:
@@ -99,9 +103,13 @@ def _kinds(report: Report) -> tuple[dict[str, list[str]], dict[str, list[Segment
     return reasons, segments
 
 
+def _kind(reason: str) -> str:
+    return reason.partition(" at ")[0]
+
+
 def _reason(alike: list[str]) -> str:
     """One reason, or several that differ only in the node."""
-    kind, _, _ = alike[0].partition(" at ")
+    kind = _kind(alike[0])
     places = dict.fromkeys(reason.removeprefix(kind).removeprefix(" at ") for reason in alike)
     if len(places) == 1:
         return escape(alike[0])

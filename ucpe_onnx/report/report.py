@@ -46,7 +46,7 @@ class SegmentReport:
         slots: number of channels before.
         emitted: number of channels after.
         frozen: number of channels that had to stay.
-        reasons: why they had to.
+        frozen_by: why they had to: each reason with how many channels it was the first to freeze; these add up.
         lowerings: number of consumers by lowering.
         objective: predicted time of the layers around the segment, in microseconds.
         bound: no layout is predicted to take less.
@@ -59,11 +59,25 @@ class SegmentReport:
     slots: int
     emitted: int
     frozen: int
-    reasons: tuple[str, ...]
+    frozen_by: Mapping[str, int]
     lowerings: Mapping[str, int]
     objective: float
     bound: float
     status: str
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why channels had to stay, each reason once."""
+        return tuple(self.frozen_by)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The segment for the account in JSON."""
+        return {
+            **vars(self),
+            "frozen_by": dict(self.frozen_by),
+            "reasons": list(self.reasons),
+            "lowerings": dict(self.lowerings),
+        }
 
 
 @dataclass(frozen=True)
@@ -194,7 +208,7 @@ class Report:
             "threads": self.threads,
             "rates": self.rates,
             **{key: value for kind in SECTIONS for key, value in self._entries(kind).items()},
-            "segments": [{**vars(s), "lowerings": dict(s.lowerings)} for s in self.segments],
+            "segments": [s.to_dict() for s in self.segments],
             "seconds": dict(self.seconds),
         }
 
@@ -213,7 +227,7 @@ def segment_reports(trace: Trace, plan: Plan) -> tuple[SegmentReport, ...]:
             slots=len(segment.classes),
             emitted=len(decided.order),
             frozen=int(segment.frozen.sum()),
-            reasons=segment.reasons,
+            frozen_by=segment.frozen_by,
             lowerings=Counter(decided.lowerings.values()),
             objective=decided.objective,
             bound=decided.bound,

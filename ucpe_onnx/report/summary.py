@@ -124,14 +124,13 @@ def _print_frozen(report: Report, console: Console) -> None:
         return
     reasons = Counter({reason: 0 for s in stuck for reason in s.reasons})
     for segment in stuck:
-        for reason in segment.reasons:
-            reasons[reason] += 1
+        reasons.update(segment.frozen_by)
     console.print(
         f"frozen: {plural(sum(s.frozen for s in stuck), 'channel')} in {len(stuck)} of"
         f" {plural(len(report.segments), 'segment')}"
     )
     for reason, count in reasons.most_common(5):
-        console.print(f"  {reason}" + (f" ({count} segments)" if count > 1 else ""))
+        console.print(f"  {reason}: {plural(count, 'channel')}" if count else f"  {reason}")
     if len(reasons) > 5:
         console.print(f"  and {len(reasons) - 5} more reasons: python -m ucpe_onnx.inspect MODEL")
 

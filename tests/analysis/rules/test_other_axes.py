@@ -27,16 +27,24 @@ def test_mean_variance_normalization_of_space_passes_channels() -> None:
 
 
 def test_operators_of_the_first_years() -> None:
-    """Affine and Crop pass channels; ImageScaler keeps them, for its biases. onnx no longer knows these operators."""
+    """Affine, Crop and others pass channels; ImageScaler keeps them, for its biases. onnx no longer knows these."""
     net = Net(opset=7, ir_version=3)
     a = net.conv(net.input("x", (1, 3, 6, 6)), 8, name="a")
     model = net.output(net.conv(a, 4, name="b")).model()
     (first, last) = model.graph.node
     cropped = helper.make_node("Crop", [first.output[0]], ["cropped"], border=[1, 1, 1, 1])
     scaled = helper.make_node("Affine", ["cropped"], ["scaled"], alpha=0.5, beta=0.1)
-    last.input[0] = "scaled"
+    activations = [
+        helper.make_node(op_type, [name], [op_type], **attributes)
+        for name, (op_type, attributes) in {
+            "scaled": ("ParametricSoftplus", {"alpha": 0.5, "beta": 2.0}),
+            "ParametricSoftplus": ("ScaledTanh", {"alpha": 0.5, "beta": 2.0}),
+            "ScaledTanh": ("Scale", {"scale": 3.0}),
+        }.items()
+    ]
+    last.input[0] = "Scale"
     del model.graph.node[:]
-    model.graph.node.extend([first, cropped, scaled, last])
+    model.graph.node.extend([first, cropped, scaled, *activations, last])
     for dim in model.graph.output[0].type.tensor_type.shape.dim[2:]:
         dim.dim_value = 4
     assert made_by(check_emission(model, {"b": [1, 5]}, target=PLAIN), "a") == 2
@@ -46,7 +54,7 @@ def test_operators_of_the_first_years() -> None:
     assert not trace(model).consumers["b"].prunable.any()
 
 
-@pytest.mark.parametrize("op_type", ["Gelu", "QuickGelu", "BiasGelu", "FastGelu"])
+@pytest.mark.parametrize("op_type", ["Gelu", "QuickGelu", "BiasGelu", "FastGelu", "ScaledSiLU"])
 def test_contributed_activations(op_type: str) -> None:
     net = Net()
     a = net.op("MatMul", net.input("x", (1, 4, 3)), net.weight(net.normal(3, 8)), name="a")
@@ -55,6 +63,23 @@ def test_contributed_activations(op_type: str) -> None:
     model = net.output(net.op("MatMul", y, net.weight(net.normal(8, 2)), name="b")).model()
     model.graph.value_info.append(helper.make_tensor_value_info(y, TensorProto.FLOAT, [1, 4, 8]))
     assert made_by(check_emission(model, {"b": [6, 3, 4]}, target=PLAIN), "a", 1) == 3
+
+
+def test_what_the_optimiser_makes_of_a_norm_without_a_mean() -> None:
+    """SimplifiedLayerNormalization: onnxruntime writes it into the domain of onnx, which does not know it."""
+    net = Net()
+    a = net.op("MatMul", net.input("x", (1, 4, 3)), net.weight(net.normal(3, 8)), name="a")
+    c = net.op("MatMul", net.op("Relu", a), net.weight(net.normal(8, 6)), name="c")
+    y = net.op("LayerNormalization", c, net.weight(net.normal(6)), axis=-1)
+    model = net.output(net.op("MatMul", y, net.weight(net.normal(6, 2)), name="b")).model()
+    model.graph.node[3].op_type = "SimplifiedLayerNormalization"
+    del model.graph.value_info[:]
+    traced = trace(model)
+    assert traced.consumers["c"].prunable.all() and not traced.consumers["b"].prunable.any()
+    (segment,) = [segment for segment in traced.segments if "c" in segment.producers]
+    assert list(segment.frozen_by) == [
+        "channel-mixing op SimplifiedLayerNormalization at SimplifiedLayerNormalization_3"
+    ]
 
 
 def test_rms_normalization_freezes_its_axes() -> None:

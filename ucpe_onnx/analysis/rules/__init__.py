@@ -26,6 +26,8 @@ from ucpe_onnx.analysis.rules import (
     recurrent,
     reduction,
     repeat,
+    scatter,
+    sequences,
     shape,
 )
 from ucpe_onnx.analysis.tracer import Tracer
@@ -42,6 +44,8 @@ RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
     | indexing.RULES
     | padding.RULES
     | repeat.RULES
+    | scatter.RULES
+    | sequences.RULES
     | einsum.RULES
     | recurrent.RULES
     | attention.RULES
@@ -53,7 +57,8 @@ RULES: Mapping[str, Callable[[Tracer, Node], None]] = MappingProxyType(
 _ANY_OPERAND = (elementwise.broadcasting, quantisation.quantised_pair, quantisation.quantised_concat)
 
 TAKES_CONSTANT_DATA = frozenset(
-    {"Concat", "DequantizeLinear", "Gather", "Gemm", "MatMul", "PRelu", "QuantizeLinear", "Where"}
+    {"Concat", "ConstantOfShape", "DequantizeLinear", "Expand", "Gather", "Gemm", "MatMul", "PRelu", "QuantizeLinear"}
+    | {"GatherElements", "GatherND", "Scatter", "ScatterElements", "ScatterND", "SequenceConstruct", "Tile", "Where"}
     | {"com.microsoft::FusedGemm", "com.microsoft::FusedMatMul", *bodies.RULES}
 ) | {op for op, rule in RULES.items() if rule in _ANY_OPERAND}
 """Operators whose rules take a constant first input; for all others it freezes the node."""

@@ -38,7 +38,7 @@ def elementwise(tracer: Tracer, node: Node, operands: list[TensorKey], out: str)
     """
     rank = tracer.rank(out)
     if rank is None or any(tracer.rank(o) is None for o in operands):
-        tracer.freeze_node(node, f"tensor of unknown rank: {node.op_type} at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     for axis in range(rank):
         _elementwise_axis(tracer, node, operands, out, axis)

@@ -5,8 +5,6 @@ Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ucpe_onnx.analysis.graph import Node
@@ -19,6 +17,12 @@ _SUM = 3
 
 _BIAS = 3
 """The input of MultiHeadAttention with the biases of queries, keys and values, one behind the other."""
+
+_SCORES = 3
+"""The output of GroupQueryAttention that holds the scores."""
+
+_BEHIND_PLACES = 10
+"""The first input of GroupQueryAttention behind lengths, rotations and places: what may differ between heads."""
 
 
 def skip_norm(tracer: Tracer, node: Node) -> None:
@@ -84,6 +88,47 @@ def multi_head(tracer: Tracer, node: Node) -> None:
     tracer.rewrite(node, heads_follow)
 
 
+def grouped_query(tracer: Tracer, node: Node) -> None:
+    """Queries, keys and values as (batch, time, heads * size); several heads of queries share one of the latter two.
+
+    Without caches a head of keys and values goes with all the queries that share it. With caches, whose lengths callers
+    know, these heads stay, and each keeps equally many of the queries.
+    """
+    out, reason = node.outputs[0], f"form that is not followed: {_name(node)} at {node.name}"
+    keys = [key for index in range(3) if isinstance(key := tracer.operand(node, index), str)]
+    heads, shared = (int(node.attributes.get(name, 0)) for name in ("num_heads", "kv_num_heads"))
+    width, size = tracer.size((out, 2)), (tracer.size((out, 2)) or 0) // max(heads, 1)
+    whole = any(node.inputs[_BEHIND_PLACES:]) or node.has(_SCORES) or not heads or not shared or not width
+    widths = [tracer.size((key, 2)) for key in keys]
+    if whole or heads % shared or [width, shared * size, shared * size] != widths or width != heads * size:
+        tracer.freeze_node(node, reason)
+        return
+    cached = [name for name in (*node.inputs[3:5], *node.outputs[1:3]) if name]
+    for index in range(3, len(node.inputs)):
+        tracer.freeze(tracer.operand(node, index), f"caches and lengths of {_name(node)} at {node.name}")
+    for key in (*keys, out):
+        tracer.freeze(key, f"batch or time of {_name(node)} at {node.name}", [0, 1])
+    at = np.arange(width, dtype=np.int64)
+    tracer.link((keys[0], 2), (out, 2), node)
+    tracer.tie((out, 2), at // size if cached else at // (width // shared))
+    for key in keys[1:]:
+        if cached:
+            tracer.freeze(key, f"caches of keys and values: {_name(node)} at {node.name}", [2])
+        else:  # which channels of a head are linked to which does not matter, as all go at once; but that none crosses
+            tracer.tie((key, 2), at[: shared * size] // size)
+            tracer.link_positions((key, 2), at // (heads // shared), (out, 2), at)
+    for name in node.outputs[1:3]:
+        tracer.freeze(name, f"caches of keys and values: {_name(node)} at {node.name}")
+    if cached:
+        tracer.partition((out, 2), shared)
+
+    def heads_follow(edit: NodeEdit) -> None:
+        edit.set_attribute("num_heads", edit.size((out, 2)) // size)
+        edit.set_attribute("kv_num_heads", edit.size((keys[1], 2)) // size)
+
+    tracer.rewrite(node, heads_follow)
+
+
 def rotary_embedding(tracer: Tracer, node: Node) -> None:
     """As ONNX's own; without a number of heads, the table of cosines tells half the size of one."""
     heads, width = int(node.attributes.get("num_heads", 0)), tracer.size((node.inputs[0], 2))
@@ -97,33 +142,11 @@ def _name(node: Node) -> str:
     return node.op_type.rpartition("::")[2]
 
 
-def _stays(why: str) -> Callable[[Tracer, Node], None]:
-    """A rule for operators of which everything stays, and why."""
-
-    def rule(tracer: Tracer, node: Node) -> None:
-        """Everything stays."""
-        tracer.freeze_node(node, f"{why}: {_name(node)} at {node.name}")
-
-    return rule
-
-
-_LAID_OUT = ("Conv", "MaxPool", "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "Upsample", "BatchNormalization")
-_SCALED = ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "QAttention")
-
 RULES = {
     "com.microsoft::Attention": attention,
-    "com.microsoft::EmbedLayerNormalization": _stays("norm over the width of the embedding"),
-    "com.microsoft::GroupQueryAttention": _stays("caches of keys and values"),
-    "com.microsoft::MatMulNBits": _stays("weights in blocks of bits"),
+    "com.microsoft::GroupQueryAttention": grouped_query,
     "com.microsoft::MultiHeadAttention": multi_head,
     "com.microsoft::RotaryEmbedding": rotary_embedding,
     "com.microsoft::SkipLayerNormalization": skip_norm,
     "com.microsoft::SkipSimplifiedLayerNormalization": skip_norm,
-    **{f"com.microsoft::{op}": _stays("scales taken from all channels, or given with them") for op in _SCALED},
-    **{
-        f"com.microsoft.nchwc::{op}": _stays(
-            "saved in onnxruntime's blocked layout, which no other processor need have (save it at the level extended)"
-        )
-        for op in (*_LAID_OUT, "ReorderInput", "ReorderOutput")
-    },
 }

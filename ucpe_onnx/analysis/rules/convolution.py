@@ -7,6 +7,7 @@ import numpy as np
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.layer_ops import LAYER_OPS, Kind, LayerOp
 from ucpe_onnx.analysis.quantised import codec_parameters
+from ucpe_onnx.analysis.rules.common import broadcast_axis
 from ucpe_onnx.analysis.slots import AxisKey, TensorKey
 from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
 
@@ -118,4 +119,32 @@ def _followers(tracer: Tracer, node: Node, op: LayerOp) -> list[AxisKey]:
     return [(key, 0) for key in keys if tracer.rank(key) == 1 and (tracer.size((key, 0)) != 1 or out == 1)]
 
 
-RULES = {name: convolution for name, op in LAYER_OPS.items() if op.kind is Kind.CONVOLUTION}
+def deformable(tracer: Tracer, node: Node) -> None:
+    """DeformConv: a convolution that reads where its offsets tell, all channels at the same places.
+
+    Inputs: data, weight (C_out, C_in, k...), offsets, bias, and a mask of what is read, both laid out by the window.
+    """
+    data, out, weight = node.inputs[0], node.outputs[0], tracer.operand(node, 1)
+    bias, places = (
+        tracer.operand(node, 3),
+        [key for index in (2, 4) if (key := tracer.operand(node, index)) is not None],
+    )
+    reason = f"groups, or a weight or bias computed at run time: DeformConv at {node.name}"
+    known = tracer.rank(data) == tracer.rank(out) == 4 and isinstance(weight, tuple) and tracer.rank(weight) == 4
+    grouped = any(int(node.attributes.get(name, 1)) != 1 for name in ("group", "offset_group"))
+    if not known or isinstance(bias, str) or grouped or weight is None:
+        tracer.freeze_node(node, reason)
+        return
+    for tensor in (data, out):
+        tracer.freeze(tensor, f"spatial axis of DeformConv at {node.name}", [2, 3])
+    for key in places:
+        tracer.freeze(key, f"places that are read: DeformConv at {node.name}", range(1, tracer.rank(key) or 0))
+    broadcast_axis(tracer, node, [(key, 0) for key in (data, *places)], (out, 0))
+    tracer.consume(tracer.weight_use(node, (data, _CHANNEL), 1, 1))
+    followers: list[AxisKey] = [(weight, 0), *([] if bias is None else [(bias, 0)])]
+    tracer.produce(tracer.weight_use(node, (out, _CHANNEL), 1, 0), *followers)
+
+
+RULES = {name: convolution for name, op in LAYER_OPS.items() if op.kind is Kind.CONVOLUTION} | {
+    "DeformConv": deformable
+}

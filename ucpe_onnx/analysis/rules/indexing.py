@@ -17,7 +17,7 @@ def gather(tracer: Tracer, node: Node) -> None:
     ranks = (None if key is None else tracer.rank(key) for key in (data, indices))
     rank, extra = ranks
     if data is None or indices is None or rank is None or extra is None or tracer.rank(out) != rank - 1 + extra:
-        tracer.freeze_node(node, f"tensor of unknown rank: Gather at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     axis = normalized_axis(int(node.attributes.get("axis", 0)), rank)
     _picked_axis(tracer, node, data, indices, axis)
@@ -54,7 +54,7 @@ def along_axis(tracer: Tracer, node: Node) -> None:
     data = node.inputs[0]
     rank = tracer.rank(data)
     if rank is None or any(name and tracer.rank(name) != rank for name in node.outputs):
-        tracer.freeze_node(node, f"tensor of unknown rank: {node.op_type} at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     if node.op_type == "CumSum":
         value = tracer.graph.value(node.inputs[1])

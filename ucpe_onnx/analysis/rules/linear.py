@@ -40,7 +40,9 @@ def gemm(tracer: Tracer, node: Node) -> None:
 
 
 def product(tracer: Tracer, node: Node) -> None:
-    """A constant matrix on either side reads the other side's contracted axis; two activations mix it.
+    """A constant on either side reads the other side's contracted axis; two activations mix it.
+
+    A constant with more than two axes holds a matrix for each of many (experts, say): a mask holds for all of them.
 
     Of integers, scale and zero point of a matrix on the right may have one entry per column; one on the left is not
     read where there are scales.
@@ -56,10 +58,11 @@ def product(tracer: Tracer, node: Node) -> None:
     ranks = [None if key is None else tracer.rank(key) for key in (left, right)]
     coded = any(tracer.operand(node, index) is not None for index in op.scalars)
     turned = [bool(node.attributes.get(name, 0)) for name in ("transA", "transB")]
-    many, plain = [(rank or 0) >= 2 for rank in ranks], not coded and not any(turned)
-    if isinstance(left, str) and isinstance(right, tuple) and many[0] and ranks[1] == 2 and not turned[0]:
+    many, plain = all((rank or 0) >= 2 for rank in ranks), not coded and not any(turned)
+    one = ranks[1] == 2 or op.real  # scales for each of many matrices are not followed
+    if isinstance(left, str) and isinstance(right, tuple) and many and one and not turned[0]:
         _with_matrix(tracer, node, left, op.weight, _per_column(tracer, node, op.followers))
-    elif isinstance(left, tuple) and isinstance(right, str) and many[1] and ranks[0] == 2 and plain:
+    elif isinstance(left, tuple) and isinstance(right, str) and many and plain:
         _with_matrix(tracer, node, right, op.data, [])
     elif isinstance(left, str) and isinstance(right, str) and ranks[0] and ranks[1] and tracer.rank(out):
         _of_activations(tracer, node, left, right, _per_column(tracer, node, op.followers))
@@ -69,17 +72,23 @@ def product(tracer: Tracer, node: Node) -> None:
 
 def _with_matrix(tracer: Tracer, node: Node, data: str, weight_input: int, per_column: list[AxisKey]) -> None:
     op = LAYER_OPS[node.op_type]
-    out, rank = node.outputs[0], tracer.rank(data) or 0
-    if tracer.rank(out) != rank:
-        tracer.freeze_node(node, f"tensor of unknown rank: {node.op_type} at {node.name}")
+    out, weight = node.outputs[0], tracer.operand(node, weight_input)
+    ranks = tracer.rank(data) or 0, 0 if weight is None else tracer.rank(weight) or 0
+    rank = tracer.rank(out)
+    if weight is None or rank != max(ranks):
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
-    axis = rank - 1 if weight_input == op.weight else rank - 2
-    for other in range(rank):
-        if other != axis:
-            tracer.link((data, other), (out, other), node)
-    reads, makes = op.weight_axes(node.attributes, weight_input)
-    tracer.consume(tracer.weight_use(node, (data, axis), weight_input, reads))
-    made = tracer.weight_use(node, (out, axis), weight_input, makes)
+    read, kept = (1, 2) if weight_input == op.weight else (2, 1)  # counted from the end
+    tracer.link((data, ranks[0] - kept), (out, rank - kept), node)
+    for back in range(3, rank + 1):
+        keys: list[AxisKey] = [(data, ranks[0] - back), (weight, ranks[1] - back)]
+        if ranks[1] < back:
+            tracer.link(keys[0], (out, rank - back), node)
+        else:
+            broadcast_axis(tracer, node, [key for key in keys if key[1] >= 0], (out, rank - back))
+    reads, makes = (ranks[1] - 2 + axis for axis in op.weight_axes(node.attributes, weight_input))
+    tracer.consume(tracer.weight_use(node, (data, ranks[0] - read), weight_input, reads))
+    made = tracer.weight_use(node, (out, rank - read), weight_input, makes)
     tracer.produce(made, (made.constant, makes), *per_column)
 
 

@@ -128,6 +128,7 @@ RULES = {
     "LpNormalization": over_axes,
     "Hardmax": softmax,
     "RMSNormalization": layer_normalization,
+    "SimplifiedLayerNormalization": layer_normalization,
     "BatchNormalization": batch_normalization,
     "InstanceNormalization": instance_normalization,
     "LRN": lrn,

@@ -23,7 +23,7 @@ def arg_reduce(tracer: Tracer, node: Node) -> None:
     """ArgMax and ArgMin over one axis."""
     rank = tracer.rank(node.inputs[0])
     if rank is None:
-        tracer.freeze_node(node, f"tensor of unknown rank: {node.op_type} at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     _without(tracer, node, {normalized_axis(int(node.attributes.get("axis", 0)), rank)})
 

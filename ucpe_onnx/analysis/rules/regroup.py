@@ -21,7 +21,9 @@ def regroup(tracer: Tracer, node: Node) -> None:
     before, after = tracer.dims(data), tracer.dims(out)
     pairs = matched_axes(before, after) if before is not None and after is not None else None
     if pairs is None:
-        tracer.freeze_node(node, f"reshape with unknown lengths: {node.op_type} at {node.name}")
+        unknown = before is None or after is None
+        reason = f"reshape with unknown lengths: {node.op_type} at {node.name}"
+        tracer.freeze_node(node, tracer.of_unknown_rank(node) if unknown else reason)
         return
     for sources, targets in pairs:
         _link_group(tracer, node, sources, targets)
@@ -160,10 +162,21 @@ def _link_group(tracer: Tracer, node: Node, sources: list[int], targets: list[in
             _follow(tracer, node, followed, carries[chosen])
         if followed or carries:
             break
-    reason = f"axes merged or split by {node.op_type} at {node.name}"
+    reason = _why_not(tracer, node, old)
     open_ = tracer.open_splits.get(node.index, [])
     tracer.freeze(data, reason, [a for a in old if followed is None or a != followed[0]] if not open_ else [])
     tracer.freeze(out, reason, [a for a in new if (followed is None or a != followed[1]) and a not in open_])
+
+
+def _why_not(tracer: Tracer, node: Node, sources: list[int]) -> str:
+    """Why axes of a group are not followed: what froze them in front of the node or behind it, else the node."""
+    why = (tracer.choices or {}).get(node.index)
+    if isinstance(why, str):
+        return why
+    longest_first = sorted(sources, key=lambda axis: -(tracer.size((node.inputs[0], axis)) or 0))
+    axes = [(node.inputs[0], axis) for axis in longest_first]
+    before = "" if any(map(tracer.is_live, axes)) else next(filter(None, map(tracer.reason, axes)), "")
+    return before or f"axes merged or split by {node.op_type} at {node.name}"
 
 
 def _chosen(tracer: Tracer, node: Node, candidates: list[int]) -> int | None:
@@ -172,7 +185,7 @@ def _chosen(tracer: Tracer, node: Node, candidates: list[int]) -> int | None:
         return candidates[0] if candidates else None
     if tracer.choices is not None:
         chosen = tracer.choices.get(node.index, candidates[0])
-        return chosen if chosen in candidates else None
+        return chosen if isinstance(chosen, int) and chosen in candidates else None
     if node.index not in tracer.open_splits:
         tracer.open_splits[node.index] = candidates
         for axis in candidates:

@@ -1,4 +1,4 @@
-"""Operators that repeat positions or move them between channels and space: Expand, Tile, DepthToSpace, SpaceToDepth."""
+"""Operators that fill, repeat or move positions: ConstantOfShape, Expand, Tile, DepthToSpace, SpaceToDepth."""
 
 from __future__ import annotations
 
@@ -7,46 +7,76 @@ import numpy as np
 from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.rules.common import constant_ints
 from ucpe_onnx.analysis.rules.reshape import shape_input_follows
-from ucpe_onnx.analysis.tracer import Tracer
+from ucpe_onnx.analysis.slots import AxisKey
+from ucpe_onnx.analysis.tracer import NodeEdit, Tracer
 
 _CHANNEL = 1
 
 
 def expand(tracer: Tracer, node: Node) -> None:
-    """Axes that keep their length pass; those that are repeated from length 1 stay."""
-    data, out = node.inputs[0], node.outputs[0]
-    ranks = tracer.rank(data), tracer.rank(out)
-    if ranks[0] is None or ranks[1] is None:
-        tracer.freeze_node(node, f"tensor of unknown rank: Expand at {node.name}")
+    """Axes that keep their length pass; in one that is repeated from length 1 all positions are alike, so any may go.
+
+    The data may be constant (a class token for each sample): it then has the channels that are wanted.
+    """
+    data, out = tracer.operand(node, 0), node.outputs[0]
+    before, after = None if data is None else tracer.rank(data), tracer.rank(out)
+    if data is None or before is None or after is None:
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
-    for axis in range(ranks[1]):
-        source, target = (data, axis - ranks[1] + ranks[0]), (out, axis)
-        if source[1] >= 0 and tracer.size(source) == tracer.size(target) is not None:
-            tracer.link(source, target, node)
-            continue
-        for tensor, at in (source, target):
-            tracer.freeze(tensor, f"expanded axis of Expand at {node.name}", [at] if at >= 0 else [])
+    for axis in range(after - before, after):
+        _repeated_axis(tracer, node, (data, axis - after + before), (out, axis))
     shape_input_follows(tracer, node, 1)
 
 
-def tile(tracer: Tracer, node: Node) -> None:
-    """Positions of a repeated axis come again and again, in the same order."""
-    data, out = node.inputs[0], node.outputs[0]
-    rank, repeats = tracer.rank(data), constant_ints(tracer, node, "repeats", 1)
-    if rank is None or repeats is None or len(repeats) != rank:
-        tracer.freeze_node(node, f"repeats computed at run time or unknown rank: Tile at {node.name}")
+def _repeated_axis(tracer: Tracer, node: Node, source: AxisKey, target: AxisKey) -> None:
+    """An axis that passes, or is repeated from length 1; anything else stays."""
+    size, repeated = tracer.size(source), tracer.size(target)
+    if size is not None and size == repeated:
+        tracer.link(source, target, node)
         return
-    for axis, count in enumerate(repeats):
+    reason = f"repeated axis of {node.op_type} at {node.name}"
+    tracer.freeze(source[0], reason, [source[1]])
+    if size != 1:
+        tracer.freeze(target[0], reason, [target[1]])
+
+
+def tile(tracer: Tracer, node: Node) -> None:
+    """Positions of a repeated axis come again and again, in the same order; of one of length 1 all are alike."""
+    data, out = tracer.operand(node, 0), node.outputs[0]
+    rank, repeats = None if data is None else tracer.rank(data), constant_ints(tracer, node, "repeats", 1)
+    if data is None or rank is None or tracer.rank(out) != rank or (repeats is not None and len(repeats) != rank):
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
+        return
+    made: list[int] = []
+    for axis in range(rank):
         source, target = (data, axis), (out, axis)
-        size = tracer.size(source)
-        if count == 1:
-            tracer.link(source, target, node)
-        elif count > 1 and size is not None and tracer.is_live(source) and tracer.size(target) == count * size:
-            at = np.arange(count * size, dtype=np.int64)
+        size, length = tracer.size(source), tracer.size(target)
+        if size and size > 1 and length and length > size and length % size == 0 and tracer.is_live(source):
+            at = np.arange(length, dtype=np.int64)
             tracer.link_positions(source, at % size, target, at, outer=at // size)
+            continue
+        _repeated_axis(tracer, node, source, target)
+        tracer.ids(target)
+        made += [axis] if size == 1 and length is not None and length > 1 else []
+
+    def repeats_follow(edit: NodeEdit) -> None:
+        sizes = [edit.size((out, axis)) if axis in made else None for axis in range(rank)]
+        if repeats is None:
+            edit.patch_input(1, sizes)
         else:
-            for tensor in (data, out):
-                tracer.freeze(tensor, f"repeated axis of Tile at {node.name}", [axis])
+            new = [old if size is None else size for old, size in zip(repeats, sizes, strict=True)]
+            edit.set_input(1, np.asarray(new, dtype=np.int64))
+
+    if made:
+        tracer.rewrite(node, repeats_follow)
+
+
+def constant_of_shape(tracer: Tracer, node: Node) -> None:
+    """One value everywhere: any position may go, as long as the shape can follow."""
+    if tracer.rank(node.outputs[0]) is None:
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
+        return
+    shape_input_follows(tracer, node, 0)
 
 
 def depth_to_space(tracer: Tracer, node: Node) -> None:
@@ -89,4 +119,10 @@ def _spatial(tracer: Tracer, node: Node) -> bool:
     return True
 
 
-RULES = {"DepthToSpace": depth_to_space, "Expand": expand, "SpaceToDepth": space_to_depth, "Tile": tile}
+RULES = {
+    "ConstantOfShape": constant_of_shape,
+    "DepthToSpace": depth_to_space,
+    "Expand": expand,
+    "SpaceToDepth": space_to_depth,
+    "Tile": tile,
+}

@@ -21,6 +21,7 @@ _CARRIES_SIZES = frozenset(
         "Ceil",
         "Concat",
         "Div",
+        "Equal",
         "Floor",
         "Gather",
         "Identity",
@@ -32,11 +33,14 @@ _CARRIES_SIZES = frozenset(
         "Squeeze",
         "Sub",
         "Unsqueeze",
+        "Where",
     ]
 )
+_OF_ELEMENTS = frozenset(["Add", "Div", "Equal", "Max", "Min", "Mul", "Sub", "Where"])
+"""Of those, the ones that compute each element from the elements of their operands at the same place."""
 
 
-_SHAPE_INPUT = {"Expand": 1, "Reshape": 1, "Resize": 3}
+_SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1, "Resize": 3}
 """The input that holds the shape of the output."""
 _LONGEST_SHAPE = 64
 
@@ -63,6 +67,8 @@ def shape_input_follows(tracer: Tracer, node: Node, index: int) -> None:
     """
     out = node.outputs[0]
     dims = tracer.dims(out) or ()
+    for axis in range(len(dims)):  # some may be linked to nothing
+        tracer.ids((out, axis))
     value = tracer.graph.value(node.inputs[index])
     known = None if value is None else [int(v) for v in value.reshape(-1)]
     unknown_as = None if known is not None else _unknown_lengths(tracer, node, dims)
@@ -106,7 +112,7 @@ def _unknown_lengths_stay(tracer: Tracer, shape: str, dims: Shape) -> bool:
     if entries is None or len(entries) != len(dims):
         return False
     return all(
-        isinstance(d, int) or isinstance(e, int) or (e is not None and tracer.size(e) is None)
+        isinstance(d, int) or (e is not None and all(tracer.size(axis) is None for axis in e))
         for d, e in zip(dims, entries, strict=True)
     )
 
@@ -191,8 +197,8 @@ def _picked(tracer: Tracer, reader: Node, position: int, axes: list[int]) -> set
     return None if entries is None else set(entries)
 
 
-_Entry: TypeAlias = "int | AxisKey | None"
-"""An element of a shape: a constant, the length of an axis, or computed from such."""
+_Entry: TypeAlias = "frozenset[AxisKey] | None"
+"""The axes from whose lengths an element of a shape is computed, none for a constant; None if that is not known."""
 T = TypeVar("T")
 
 
@@ -200,25 +206,45 @@ def shape_entries(tracer: Tracer, name: str) -> list[_Entry] | None:
     """Where the elements of a tensor of lengths come from; None if not even their number is known."""
     if name in tracer.graph.constants:
         value = tracer.graph.value(name)
-        return None if value is None else [int(v) for v in value.reshape(-1)]
+        return None if value is None else [frozenset()] * value.size
     maker = tracer.graph.makers.get(name)
+    entries = None if maker is None else _computed_entries(tracer, maker)
+    if entries is not None:
+        return entries
     dims = tracer.dims(name)
     length = math.prod(d for d in dims if isinstance(d, int)) if dims is not None and None not in dims else None
-    unknown: list[_Entry] | None = None if length is None or length > _LONGEST_SHAPE else [None] * length
-    if maker is None:
-        return unknown
+    return None if length is None or length > _LONGEST_SHAPE else [None] * length
+
+
+def _computed_entries(tracer: Tracer, maker: Node) -> list[_Entry] | None:
+    """Where the elements that a node makes come from; None if it is not known to hand lengths on."""
     if maker.op_type == "Shape":
         rank = tracer.rank(maker.inputs[0])
         axes = range(rank or 0)[int(maker.attributes.get("start", 0)) : maker.attributes.get("end")]
-        return unknown if rank is None else [(maker.inputs[0], axis) for axis in axes]
+        return None if rank is None else [frozenset({(maker.inputs[0], axis)}) for axis in axes]
     if maker.op_type == "Concat":
         parts = [shape_entries(tracer, part) for part in maker.inputs]
         return None if any(part is None for part in parts) else [entry for part in parts for entry in part or ()]
-    if maker.op_type in ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+    if maker.op_type in ("Cast", "Ceil", "Floor", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
         return shape_entries(tracer, maker.inputs[0])
+    if maker.op_type in _OF_ELEMENTS:
+        return _of_elements(tracer, maker)
     entries = shape_entries(tracer, maker.inputs[0]) if maker.op_type in ("Gather", "Slice") else None
-    taken = None if entries is None else _taken(tracer, maker, entries)
-    return unknown if taken is None else taken
+    return None if entries is None else _taken(tracer, maker, entries)
+
+
+def _of_elements(tracer: Tracer, node: Node) -> list[_Entry] | None:
+    """What each element of a result is computed from: of a Where whose condition is known, the operand it picks."""
+    operands = [shape_entries(tracer, name) for name in node.inputs]
+    known = [entries for entries in operands if entries is not None]
+    length = max((len(entries) for entries in known), default=0)
+    if len(known) < len(operands) or any(len(entries) not in (1, length) for entries in known):
+        return None
+    rows = [entries * (length // len(entries)) for entries in known]
+    picks = tracer.graph.value(node.inputs[0]) if node.op_type == "Where" else None
+    if picks is not None and picks.size in (1, length):
+        return [rows[1 if pick else 2][i] for i, pick in enumerate(np.resize(picks.reshape(-1), length))]
+    return [None if None in of else frozenset[AxisKey]().union(*of) for of in zip(*rows, strict=True)]
 
 
 def _taken(tracer: Tracer, node: Node, entries: list[T]) -> list[T] | None:

@@ -25,7 +25,7 @@ def concatenated(tracer: Tracer, node: Node, operands: list[TensorKey]) -> None:
     out = node.outputs[0]
     rank = tracer.rank(out)
     if rank is None or any(tracer.rank(key) != rank for key in operands):
-        tracer.freeze_node(node, f"tensor of unknown rank: {node.op_type} at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     axis = normalized_axis(int(node.attributes.get("axis", 1)), rank)
     for other in range(rank):
@@ -52,7 +52,7 @@ def transpose(tracer: Tracer, node: Node) -> None:
     data, out = node.inputs[0], node.outputs[0]
     rank = tracer.rank(data)
     if rank is None or tracer.rank(out) != rank:
-        tracer.freeze_node(node, f"tensor of unknown rank: Transpose at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     order = node.attributes.get("perm", tuple(reversed(range(rank))))
     for target, source in enumerate(order):
@@ -180,7 +180,7 @@ def split(tracer: Tracer, node: Node) -> None:
     data, outs = node.inputs[0], [name for name in node.outputs if name]
     rank = tracer.rank(data)
     if rank is None or len(outs) != len(node.outputs) or any(tracer.rank(o) != rank for o in outs):
-        tracer.freeze_node(node, f"tensor of unknown rank: Split at {node.name}")
+        tracer.freeze_node(node, tracer.of_unknown_rank(node))
         return
     axis = normalized_axis(int(node.attributes.get("axis", 0)), rank)
     for other in range(rank):

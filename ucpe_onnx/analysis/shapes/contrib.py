@@ -96,7 +96,16 @@ def _recurrent(facts: Facts) -> list[Shape | None]:
 
 
 _NORMS = ("GroupNorm", "RotaryEmbedding")
-_ACTIVATIONS = ("BiasGelu", "FastGelu", "Gelu", "QuickGelu", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax")
+_ACTIVATIONS = (
+    "BiasGelu",
+    "FastGelu",
+    "Gelu",
+    "QuickGelu",
+    "ScaledSiLU",
+    "QLinearLeakyRelu",
+    "QLinearSigmoid",
+    "QLinearSoftmax",
+)
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys((*_NORMS, *_ACTIVATIONS), like_first),

@@ -345,7 +345,7 @@ _KEEP_SHAPE = (
         "Softsign",
     ),
     *("Swish", "ThresholdedRelu", "Softmax", "LogSoftmax", "GroupNormalization", "LayerNormalization"),
-    *("MeanVarianceNormalization", "RMSNormalization"),
+    *("MeanVarianceNormalization", "RMSNormalization", "SimplifiedLayerNormalization"),
 )
 """Operators that newer opsets define by functions, through which onnx's inference may not see."""
 
@@ -355,7 +355,9 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), pool),
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     **dict.fromkeys(("Conv", "ConvInteger"), conv),
-    **dict.fromkeys(("Affine", "ImageScaler", "ParametricSoftplus", "ScaledTanh"), like_first),  # once experimental
+    **dict.fromkeys(
+        ("Affine", "ImageScaler", "ParametricSoftplus", "Scale", "ScaledTanh"), like_first
+    ),  # once experimental
     "Concat": concat,
     "ConstantOfShape": _constant_of_shape,
     "ConvTranspose": _conv_transpose,

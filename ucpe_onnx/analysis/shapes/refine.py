@@ -16,6 +16,7 @@ from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.shapes.contrib import contrib_shapes
 from ucpe_onnx.analysis.shapes.operators import output_shapes
 from ucpe_onnx.analysis.shapes.partial import LARGEST, Dim, Facts, Partial, Shape
+from ucpe_onnx.analysis.shapes.sequences import SEQUENCE_OPERATORS, item_shapes, taken_shape
 from ucpe_onnx.analysis.shapes.values import follows, propagate
 from ucpe_onnx.model.bodies.markers import DOMAIN
 
@@ -58,6 +59,7 @@ class Refinement:
         self._shapes = shapes
         self._types = types
         self._declared = declared
+        self._items: dict[str, tuple[Sequence[Shape | None], int]] = {}
         self.values: MutableMapping[str, Partial | None] = {}
 
     def is_open(self, name: str) -> bool:
@@ -87,6 +89,8 @@ class Refinement:
             return
         if domain == DOMAIN and node.op_type == "If":
             self._follow_branch(node, facts)
+        if domain == "" and node.op_type in SEQUENCE_OPERATORS:
+            self._follow_items(node, facts)
         if any(attribute.type in _GRAPHS for attribute in node.attribute):
             if domain == "" and node.op_type == "If":
                 self._choose_branch(node, facts)
@@ -114,6 +118,15 @@ class Refinement:
             values=values,
             outputs=len(node.output),
         )
+
+    def _follow_items(self, node: onnx.NodeProto, facts: Facts) -> None:
+        """Note the shapes of a sequence's items, or of what is taken out of one, and their element type."""
+        if node.input[0] in self._items:
+            items, elem_type = self._items[node.input[0]]
+            self._learn(node.output[0], taken_shape(facts, items))
+            self._types.setdefault(node.output[0], elem_type)
+        elif (items_made := item_shapes(facts)) is not None:
+            self._items[node.output[0]] = items_made, self._type(node.input[0]).tensor_type.elem_type
 
     def _follow_values(self, node: onnx.NodeProto, facts: Facts) -> None:
         with contextlib.suppress(Exception):
