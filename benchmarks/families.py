@@ -24,8 +24,20 @@ CONTROL_FLOW, RECURRENT, TRANSFORMER, CNN, OTHER = FAMILIES = (
 _FUSED_ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"}
 _AROUND_SCORES = {"Add", "Sub", "Mul", "Div", "Where", "Reshape", "Transpose", "Cast", "Clip", "Max", "Tanh", "Slice"}
 """What lies between the products of queries and keys, and their softmax."""
-_FORMS = {"Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "QuantizeLinear", "DequantizeLinear"}
+_FORMS = {
+    *("Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Slice", "Concat"),
+    *("QuantizeLinear", "DequantizeLinear"),
+}
 """What lies between a weight and its layer."""
+_OPERANDS = {
+    *("Add", "Sub", "Mul", "Div", "Pow", "Sum", "Max", "Min", "Where", "Equal", "Less", "Greater", "PRelu"),
+    *("Expand", "Tile", "Pad", "ScatterND", "ScatterElements", "GatherElements", "LayerNormalization"),
+}
+"""Operators whose constants are no weights: tables of positions, anchors, masks."""
+_WEIGHTS = {
+    *(onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16),
+    *(onnx.TensorProto.INT8, onnx.TensorProto.UINT8),
+}
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -81,43 +93,34 @@ def kind(reason: str) -> str:
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a model, the weights: floating-point constants of two axes or more, in elements.
+    """Of a model, the weights: constants of two axes or more that layers read, in elements.
 
     Attributes:
-        stored: All of them.
-        read: Those that consumers read.
         share: Of those that consumers read, the part that reads or makes prunable channels.
-        staying: For each kind of reason, how many stay for it; those with several reasons count for each in parts.
+        share_of_all: The same of all, those of depthwise convolutions among them; what no consumer reads stays.
+        staying: For each kind of reason, the part of all that stays for it; reasons of one weight have equal parts.
     """
 
-    stored: int
-    read: int
     share: float
-    staying: Mapping[str, int]
-
-    @property
-    def share_of_all(self) -> float:
-        """Of all weights, the part that reads or makes prunable channels."""
-        return min(1.0, self.share * self.read / self.stored) if self.stored else 0.0
+    share_of_all: float
+    staying: Mapping[str, float]
 
 
 def weights_of(model: onnx.ModelProto, traced: Trace) -> Weights:
     """Count the weights of an analysed model."""
-    sizes = dict(_stored(model))
-    read = {consumer.use.weight: _size(traced, consumer) for consumer in traced.consumers.values()}
+    sizes = {consumer.use.weight: _size(traced, consumer) for consumer in traced.consumers.values()}
     staying: Counter[str] = Counter()
-    for consumer in traced.consumers.values():
-        segment = traced.segments[consumer.segment]
-        reasons = sorted(set(map(kind, segment.reasons))) or ["no reason"]
+    for consumer in {consumer.use.weight: consumer for consumer in traced.consumers.values()}.values():
+        reasons = sorted(set(map(kind, traced.segments[consumer.segment].reasons))) or ["no reason"]
         for reason in reasons:
-            staying[reason] += round(_size(traced, consumer) * _frozen(traced, consumer) / len(reasons))
-    readers = _readers(model)
-    for name, size in sizes.items():
-        operator = _reader(name, readers, read)
-        if operator:
-            staying[f"no consumer's: a weight of {operator}"] += size
-    found = {reason: count for reason, count in staying.most_common() if count}
-    return Weights(sum(sizes.values()), sum(read.values()), prunable_share(traced), found)
+            staying[reason] += sizes[consumer.use.weight] * _frozen(traced, consumer) / len(reasons)
+    total = sum(sizes.values())
+    for size, node in _others(model, sizes):
+        total += size
+        staying[f"no consumer's: a weight of {node.op_type}"] += size * _made_frozen(traced, node)
+    shares = {reason: round(count / total, 4) for reason, count in staying.most_common() if count * 1e4 >= total}
+    of_all = 1.0 - sum(staying.values()) / total if total else 0.0
+    return Weights(prunable_share(traced), of_all, shares)
 
 
 def _size(traced: Trace, consumer: Consumer) -> int:
@@ -134,35 +137,36 @@ def _frozen(traced: Trace, consumer: Consumer) -> float:
     return float((~consumer.prunable).mean()) * stays
 
 
-def _stored(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
-    floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
-    integers = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    for graph in graphs(model.graph):
-        for tensor in graph.initializer:
-            if tensor.data_type in (*floating, *integers) and len(tensor.dims) > 1:
-                yield tensor.name, math.prod(tensor.dims)
-        for node in graph.node:
-            for attribute in node.attribute:
-                if node.op_type == "Constant" and attribute.t.data_type in floating and len(attribute.t.dims) > 1:
-                    yield node.output[0], math.prod(attribute.t.dims)
+def _made_frozen(traced: Trace, node: onnx.NodeProto) -> float:
+    """The part of a depthwise convolution's channels that stays; of other layers, all."""
+    axes, key = traced.slots.axes, (node.output[0], 1)
+    depthwise = node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    return float(traced.slots.frozen[axes[key]].mean()) if depthwise and key in axes else 1.0
 
 
-def _readers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Of each tensor the node that reads it first."""
-    found: dict[str, onnx.NodeProto] = {}
+def _others(model: onnx.ModelProto, read: Collection[str]) -> Iterator[tuple[int, onnx.NodeProto]]:
+    """Sizes and readers of the weights that no consumer reads."""
+    readers: dict[str, onnx.NodeProto] = {}
     for graph in graphs(model.graph):
         for node in graph.node:
             for name in node.input:
-                found.setdefault(name, node)
-    return found
+                readers.setdefault(name, node)
+    for stored, size in _stored(model):
+        name, reader = stored, readers.get(stored)
+        while name not in read and reader is not None and reader.op_type in _FORMS:
+            name = reader.output[0]
+            reader = readers.get(name)
+        if name not in read and reader is not None and reader.op_type not in _OPERANDS:
+            yield size, reader
 
 
-def _reader(name: str, readers: Mapping[str, onnx.NodeProto], read: Collection[str]) -> str:
-    """The operator that a weight goes to, behind what only changes its form; nothing if that is a consumer."""
-    node = readers.get(name)
-    while name not in read and node is not None and node.op_type in _FORMS:
-        name = node.output[0]
-        node = readers.get(name)
-    if name in read:
-        return ""
-    return node.op_type if node is not None else "nothing"
+def _stored(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
+    """Names and sizes of the constants that may be weights."""
+    for graph in graphs(model.graph):
+        named = [(tensor.name, tensor) for tensor in graph.initializer]
+        named += [
+            (n.output[0], a.t) for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+        ]
+        for name, tensor in named:
+            if tensor.data_type in _WEIGHTS and len(tensor.dims) > 1:
+                yield name, math.prod(tensor.dims)

@@ -113,7 +113,7 @@ def examine(path: str, share: float, seed: int) -> None:
             "masked": len(masks),
             "prunable": round(stored.share, 4),
             "of_all": round(stored.share_of_all, 4),
-            "staying": {reason: round(count / max(stored.stored, 1), 4) for reason, count in stored.staying.items()},
+            "staying": stored.staying,
             "frozen": frozen_reasons(traced),
             "lowerings": {},
         }
