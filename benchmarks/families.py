@@ -24,11 +24,6 @@ CONTROL_FLOW, RECURRENT, TRANSFORMER, CNN, OTHER = FAMILIES = (
 _FUSED_ATTENTION = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "DecoderMaskedMultiHeadAttention"}
 _AROUND_SCORES = {"Add", "Sub", "Mul", "Div", "Where", "Reshape", "Transpose", "Cast", "Clip", "Max", "Tanh", "Slice"}
 """What lies between the products of queries and keys, and their softmax."""
-_FORMS = {
-    *("Identity", "Cast", "Transpose", "Reshape", "Unsqueeze", "Slice", "Concat"),
-    *("QuantizeLinear", "DequantizeLinear"),
-}
-"""What lies between a weight and its layer."""
 _OPERANDS = {
     *("Add", "Sub", "Mul", "Div", "Pow", "Sum", "Max", "Min", "Where", "Equal", "Less", "Greater", "PRelu"),
     *("Expand", "Tile", "Pad", "ScatterND", "ScatterElements", "GatherElements", "LayerNormalization"),
@@ -145,19 +140,32 @@ def _made_frozen(traced: Trace, node: onnx.NodeProto) -> float:
 
 
 def _others(model: onnx.ModelProto, read: Collection[str]) -> Iterator[tuple[int, onnx.NodeProto]]:
-    """Sizes and readers of the weights that no consumer reads."""
+    """Sizes and readers of the weights that no consumer reads, neither as they are nor what is computed of them."""
     readers: dict[str, onnx.NodeProto] = {}
     for graph in graphs(model.graph):
         for node in graph.node:
             for name in node.input:
                 readers.setdefault(name, node)
+    computed = _computed(model)
     for stored, size in _stored(model):
         name, reader = stored, readers.get(stored)
-        while name not in read and reader is not None and reader.op_type in _FORMS:
+        while name not in read and reader is not None and computed.issuperset(reader.output):
             name = reader.output[0]
             reader = readers.get(name)
         if name not in read and reader is not None and reader.op_type not in _OPERANDS:
             yield size, reader
+
+
+def _computed(model: onnx.ModelProto) -> set[str]:
+    """Tensors that depend on no input: constants, and what is computed of them."""
+    found = {""}
+    for graph in graphs(model.graph):
+        found |= {tensor.name for tensor in graph.initializer}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            if found.issuperset(node.input) and not any(a.g.node or a.graphs for a in node.attribute):
+                found.update(node.output)
+    return found
 
 
 def _stored(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
