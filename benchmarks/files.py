@@ -2,17 +2,21 @@
 
     python -m benchmarks.files a.onnx b.onnx ... [--share 0.3] [--markdown] [--json FILE]
 
-For each file: its consumers, the share of their weights that reads or makes prunable channels, and what became of
-random masks: the emitted model equals the masked one in onnxruntime (and has fewer weights), or was refused, or failed.
-Last, why segments hold frozen slots: the number of segments for each kind of reason. Each file is examined in a process
-of its own, with a time limit, so that none can stop the table. The exit code is 1 if something failed.
+For each file: its consumers, the share of their weights that reads or makes prunable channels, the same of all weights,
+and what became of random masks: the emitted model equals the masked one in onnxruntime (and has fewer weights), or was
+refused, or failed. Last, why segments hold frozen slots: the number of segments for each kind of reason. Each file is
+examined in a process of its own, with a time limit, so that none can stop the table.
+
+A second table has a line for each family of networks (``benchmarks/families.py``): how many files come out wrong, and
+how many are prunable for more than half. The others follow by name, with the reasons for which most of their weights
+stay.
+The exit code is 1 if something failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -28,9 +32,9 @@ from onnx.checker import check_model
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.families import FAMILIES, family, kind, weights_of
 from ucpe_onnx import UcpeError, masked_model
 from ucpe_onnx.analysis.trace import Trace, trace
-from ucpe_onnx.inspect import prunable_share
 from ucpe_onnx.masks import Mask
 from ucpe_onnx.model.source import open_source
 from ucpe_onnx.passes import emit
@@ -43,10 +47,14 @@ from ucpe_onnx.runtime.verify import verify
 Row = dict[str, Any]
 
 EQUAL, REFUSED, FAILED = "equal", "refused", "failed"
+HALF = 0.5
 SOLVER_SECONDS = 2.0
 """For each emission: random masks are hard to order, and how well is not the question here."""
 
-COLUMNS = ("file", "consumers", "prunable", *LOWERING_RULES, "segments with frozen slots: why", "s")
+COLUMNS = ("file", "consumers", "prunable", "of all", *LOWERING_RULES, "segments with frozen slots: why", "s")
+FAMILY_COLUMNS = ("family", "files", "wrong", "more than half", "median", "more than half of all", "median of all")
+LEFT = ("file", "family", COLUMNS[-2])
+"""Columns of words."""
 
 
 def random_masks(traced: Trace, share: float, seed: int) -> dict[str, Mask]:
@@ -82,13 +90,7 @@ def _some(random: np.random.Generator, slots: npt.NDArray[np.int64], share: floa
 def frozen_reasons(traced: Trace) -> dict[str, int]:
     """How many segments hold frozen slots for each kind of reason, most frequent first."""
     held = [segment.reasons for segment in traced.segments if segment.consumers or segment.producers]
-    return dict(Counter(kind for reasons in held for kind in sorted(set(map(_kind, reasons)))).most_common())
-
-
-def _kind(reason: str) -> str:
-    """The reason without the names of nodes and tensors."""
-    reason = re.sub(r"^(graph (?:in|out)put|sparse initializer|tensor) .*?( is .*)?$", r"\1\2", reason)
-    return reason.split(" at ")[0]
+    return dict(Counter(found for reasons in held for found in sorted(set(map(kind, reasons)))).most_common())
 
 
 def weights(model: onnx.ModelProto) -> int:
@@ -101,20 +103,24 @@ def examine(path: str, share: float, seed: int) -> None:
     """Look at one file; prints a row after each step, the last of which is complete."""
     try:
         model = open_source(path).model
+        row: Row = {"family": family(model)}
         traced = trace(model)
         masks = random_masks(traced, share, seed)
-        row: Row = {
+        stored = weights_of(model, traced)
+        row |= {
             "nodes": len(model.graph.node),
             "consumers": len(traced.consumers),
             "masked": len(masks),
-            "prunable": round(prunable_share(traced), 4),
+            "prunable": round(stored.share, 4),
+            "of_all": round(stored.share_of_all, 4),
+            "staying": stored.staying,
             "frozen": frozen_reasons(traced),
             "lowerings": {},
         }
         print(json.dumps(row), flush=True)
         feeds = find_feeds(model)
     except UcpeError as error:
-        print(json.dumps({"refused": " ".join(str(error).split())}))
+        print(json.dumps(row | {"refused": " ".join(str(error).split())}))
         return
     for lowering in LOWERING_RULES if masks else ():
         row["lowerings"][lowering] = emitted_result(model, traced, masks, lowering, feeds)
@@ -158,14 +164,22 @@ def cells(name: str, row: Row) -> list[str]:
     """One line of the table."""
     if "prunable" not in row:
         kind, reason = (REFUSED, row["refused"]) if "refused" in row else (FAILED, row["error"])
-        return [name, "", "", *[kind] * len(LOWERING_RULES), reason[:90], f"{row['seconds']:.0f}"]
+        return [name, "", "", "", *[kind] * len(LOWERING_RULES), reason[:90], f"{row['seconds']:.0f}"]
     results = row["lowerings"]
     shown = [_shown(results[lowering]) if lowering in results else "" for lowering in LOWERING_RULES]
     notes = [f"{count} {kind[:50]}" for kind, count in list(row["frozen"].items())[:3]]
     trouble = [f"{lowering}: {found['reason'][:120]}" for lowering, found in results.items() if "reason" in found]
     trouble += [row["error"][:120]] if "error" in row else []
     why = "; ".join(trouble or notes)
-    return [name, str(row["consumers"]), f"{row['prunable']:.0%}", *shown, why, f"{row['seconds']:.0f}"]
+    return [
+        name,
+        str(row["consumers"]),
+        f"{row['prunable']:.0%}",
+        f"{row['of_all']:.0%}",
+        *shown,
+        why,
+        f"{row['seconds']:.0f}",
+    ]
 
 
 def _shown(found: Row) -> str:
@@ -177,11 +191,46 @@ def failed(row: Row) -> bool:
     return "error" in row or any(found["result"] == FAILED for found in row.get("lowerings", {}).values())
 
 
+def wrong(row: Row) -> bool:
+    """Whether an emitted model was not what it should have been."""
+    return any(found["result"] == FAILED for found in row.get("lowerings", {}).values())
+
+
+def family_lines(rows: dict[str, Row]) -> list[list[str]]:
+    """A line for each family: files, wrong ones, those that are prunable for more than half, medians."""
+    lines = []
+    for name in FAMILIES:
+        found = [row for row in rows.values() if row.get("family") == name and "prunable" in row]
+        if found:
+            cells = [name, str(len(found)), str(sum(map(wrong, found)))]
+            for key in ("prunable", "of_all"):
+                shares = [row[key] for row in found]
+                half = sum(share > HALF for share in shares)
+                cells += [f"{half} ({half / len(found):.0%})", f"{np.median(shares):.0%}"]
+            lines.append(cells)
+    return lines
+
+
+def less_than_half(rows: dict[str, Row]) -> list[str]:
+    """A line for each file of which not more than half is prunable, or that was not looked at, with the reasons."""
+    lines = []
+    for name, row in rows.items():
+        if "prunable" not in row:
+            lines.append(f"{name}: {row.get('refused') or row.get('error')}")
+        elif min(row["prunable"], row["of_all"]) <= HALF:
+            why = [f"{share:.0%} {reason}" for reason, share in list(row["staying"].items())[:3] if share >= 0.01]
+            shares = f"{row['prunable']:.0%} of its consumers' weights, {row['of_all']:.0%} of all"
+            lines.append(
+                f"{name} ({row['family']}): {shares}; stay: {', '.join(why) or 'nothing is read by a consumer'}"
+            )
+    return lines
+
+
 def totals(rows: Sequence[Row]) -> str:
     """The line below the table."""
     looked = [row["prunable"] for row in rows if "prunable" in row]
     return (
-        f"{len(rows)} files: {sum(share > 0.5 for share in looked)} over half prunable,"
+        f"{len(rows)} files: {sum(share > HALF for share in looked)} over half prunable,"
         f" {sum(share == 0 for share in looked)} not at all, mean {np.mean(looked or [0]):.0%};"
         f" {sum('refused' in row for row in rows)} refused, {sum(map(failed, rows))} failed"
     )
@@ -190,19 +239,26 @@ def totals(rows: Sequence[Row]) -> str:
 def printed(rows: dict[str, Row], *, markdown: bool) -> None:
     """Print the table and the totals."""
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    lines = [cells(name, row) for name, row in rows.items()]
-    if markdown:
-        aligned = ["---", "--:", "--:", *["---"] * (len(COLUMNS) - 4), "--:"]
-        for line in (list(COLUMNS), aligned, *lines):
-            print("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
-    else:
-        table = Table(title="random masks on files")
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold", justify="right" if column in ("consumers", "s") else "left")
+    tables = {
+        "random masks on files": (COLUMNS, [cells(name, row) for name, row in rows.items()]),
+        "families": (FAMILY_COLUMNS, family_lines(rows)),
+    }
+    for title, (columns, lines) in tables.items():
+        right = [column not in LEFT and column not in LOWERING_RULES for column in columns]
+        if markdown:
+            aligned = ["--:" if flag else "---" for flag in right]
+            for line in (list(columns), aligned, *lines):
+                print("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
+            print()
+            continue
+        table = Table(title=title)
+        for column, flag in zip(columns, right, strict=True):
+            table.add_column(column, overflow="fold", justify="right" if flag else "left")
         for line in lines:
             table.add_row(*line)
         console.print(table, markup=False)
-    console.print(f"\n{totals(list(rows.values()))}", markup=False, soft_wrap=True)
+    for line in (*less_than_half(rows), "", totals(list(rows.values()))):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def names_of(files: Sequence[Path]) -> list[str]:

@@ -37,26 +37,28 @@ def attend(
         heads: Queries, keys and values, (batch, heads, length, width) each.
         module: Name of the layer.
         scaled: What is divided by the root of the width: "both" queries and keys by a root of it, which keeps
-            products of 16-bit floats in range, the "query", or the "scores".
+            products of 16-bit floats in range, the "query", the "scores", or "nothing".
         adjust: What else happens to the scores.
     """
     query, key, value = heads
     *outer, length, width = query.shape
+    read = key.shape[-2]
     key = net.transpose(key, (0, 1, 3, 2), module)
     factor = 1.0 / math.sqrt(int(width))
     if scaled == "both":
         query, key = (net.scale(part, math.sqrt(factor), module) for part in (query, key))
     elif scaled == "query":
         query = net.scale(query, factor, module)
-    scores = net.emit("MatMul", [query, key], module, shape=(*outer, length, length), power=1.0)
+    scores = net.emit("MatMul", [query, key], module, shape=(*outer, length, read), power=1.0)
     if scaled == "scores":
         scores = net.emit("Div", [scores, net.constant(1.0 / factor, module)], module)
     if adjust is not None:
         scores = adjust(scores)
     weights = net.emit("Softmax", [scores], module, axis=-1)
     # A mean of nearly independent tokens, with unequal weights.
-    power = min(1.0, math.e / length) if isinstance(length, int) else 0.1
-    return net.emit("MatMul", [weights, value], module, shape=value.shape, power=power * value.power)
+    power = min(1.0, math.e / read) if isinstance(read, int) else 0.1
+    shape = (*outer, length, value.shape[-1])
+    return net.emit("MatMul", [weights, value], module, shape=shape, power=power * value.power)
 
 
 def join_heads(net: Net, x: Value, module: str) -> Value:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
+from . import dynamic
 from .attention import attend
 from .builder import Net
 from .emitter import Value
@@ -68,29 +67,8 @@ def _positions(net: Net, module: str) -> Value:
             raise ValueError(f"bert: a sequence has at most {_LONGEST} tokens, not {length}")
         return net.constant(np.arange(length)[None], module)
     every = net.constant(np.arange(_LONGEST)[None], module)
-    bounds = [
-        net.constant(np.array([0]), module),
-        _size(net, net.input, 1, module),
-        net.constant(np.array([1]), module),
-    ]
+    bounds = [dynamic.as_tensor(net, [bound], module) for bound in (0, dynamic.size(net, net.input, 1, module), 1)]
     return net.emit("Slice", [every, *bounds], module, shape=(1, length))
-
-
-def _size(net: Net, x: Value, axis: int, module: str) -> Value:
-    """The size of an axis, as a tensor of one element: `x.size(axis)`."""
-    sizes = net.emit("Shape", [x], module, shape=(len(x.shape),))
-    size = net.emit("Gather", [sizes, net.constant(np.int64(axis), module)], module, shape=(), axis=0)
-    return net.unsqueeze(size, 0, module)
-
-
-def _view(net: Net, x: Value, tail: Sequence[int], module: str) -> Value:
-    """`x.view(x.size(0), x.size(1), *tail)`."""
-    shape = (*x.shape[:2], *tail)
-    if all(isinstance(size, int) for size in shape):
-        return net.view(x, [int(size) for size in shape], shape, module)
-    sizes = [_size(net, x, axis, module) for axis in range(2)]
-    tails = [net.constant(np.array([size], dtype=np.int64), module) for size in tail]
-    return net.emit("Reshape", [x, net.concat([*sizes, *tails], module, axis=0)], module, shape=shape)
 
 
 def _layer(net: Net, x: Value, mask: Value, module: str) -> Value:
@@ -98,14 +76,14 @@ def _layer(net: Net, x: Value, mask: Value, module: str) -> Value:
     heads = []
     for name in ("query", "key", "value"):
         y = net.linear(x, f"{attention}.self.{name}", _WIDTH)
-        y = _view(net, y, [_HEADS, _WIDTH // _HEADS], f"{attention}.self")
+        y = dynamic.view_tail(net, y, [_HEADS, _WIDTH // _HEADS], f"{attention}.self")
         heads.append(net.transpose(y, (0, 2, 1, 3), f"{attention}.self"))
 
     def adjust(scores: Value) -> Value:
         return net.emit("Add", [scores, mask], f"{attention}.self")
 
     y = net.transpose(attend(net, heads, f"{attention}.self", scaled="scores", adjust=adjust), (0, 2, 1, 3))
-    y = net.linear(_view(net, y, [_WIDTH], f"{attention}.self"), f"{attention}.output.dense", _WIDTH)
+    y = net.linear(dynamic.view_tail(net, y, [_WIDTH], f"{attention}.self"), f"{attention}.output.dense", _WIDTH)
     x = net.layer_norm(net.add(y, x, f"{attention}.output"), f"{attention}.output.LayerNorm", epsilon=_EPSILON)
     y = net.gelu(net.linear(x, f"{module}.intermediate.dense", 4 * _WIDTH), f"{module}.intermediate")
     y = net.linear(y, f"{module}.output.dense", _WIDTH)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from .emitter import Array, Shape, Value, fan_in_std
+from .emitter import Array, Shape, Value, fan_in_std, initializers
 from .functions import Functions, Sizes, expanded, pooled_sizes
 
 _SQUEEZE_GAIN = 0.15
@@ -140,6 +140,16 @@ class Net(Functions):
         y = self.emit("Div", [centred, deviation], module, power=_LAYER_NORM_POWER)
         return self.emit("Add", [self.emit("Mul", [y, weight], module), bias], module)
 
+    def rms_norm(self, x: Value, module: str, *, epsilon: float = 1e-6) -> Value:
+        """Divide the last axis by the root of its mean square, and scale it; no opset here has an operator for it."""
+        weight = self.parameter(f"{module}.weight", self.uniform(int(x.shape[-1]), 0.5, 1.5))
+        squared = self.emit("Pow", [x, self.constant(2.0, module)], module)
+        mean = self.reduce("ReduceMean", squared, module, [-1], keepdims=True)
+        root = self.emit("Sqrt", [self.emit("Add", [mean, self.constant(epsilon, module)], module)], module)
+        inverse = self.emit("Div", [self.constant(1.0, module), root], module, shape=root.shape)
+        y = self.emit("Mul", [x, inverse], module, power=_LAYER_NORM_POWER)
+        return self.emit("Mul", [weight, y], module, shape=y.shape, power=y.power)
+
     def group_norm(self, x: Value, module: str, groups: int, *, epsilon: float = 1e-5) -> Value:
         """Normalise groups of channels; below opset 21, which has the operator, by way of InstanceNormalization."""
         weight, bias = self.uniform(x.channels, 0.5, 1.5), self.normal([x.channels], 0.1)
@@ -163,8 +173,16 @@ class Net(Functions):
         table = self.parameter(f"{module}.weight", self.normal([rows, width], 0.5))
         return self.emit("Gather", [table, ids], module, shape=(*ids.shape, width), power=0.25)
 
-    def recurrent(self, x: Value, module: str, op: str, hidden: int, *, bidirectional: bool) -> Value:
+    def recurrent(
+        self, x: Value, module: str, op: str, hidden: int, *, bidirectional: bool, states: Sequence[Value] = ()
+    ) -> Value:
         """One layer of an LSTM or a GRU over (steps, batch, width), directions joined in the last axis."""
+        return self.recurrent_states(x, module, op, hidden, bidirectional=bidirectional, states=states)[0]
+
+    def recurrent_states(
+        self, x: Value, module: str, op: str, hidden: int, *, bidirectional: bool, states: Sequence[Value] = ()
+    ) -> list[Value]:
+        """As `recurrent`, with the states after the last step, (directions, batch, hidden) as `states` are."""
         directions, gates = 1 + bidirectional, {"LSTM": 4, "GRU": 3}[op]
         sizes = {"W": (int(x.shape[2]), x.power), "R": (hidden, 0.2)}
         given = [
@@ -173,21 +191,21 @@ class Net(Functions):
         ]
         given.append(self.parameter(f"{module}.B", self.normal([directions, 2 * gates * hidden], 0.05)))
         attributes = {"linear_before_reset": 1} if op == "GRU" else {}
-        y = self.emit(
+        last = Value(None, (directions, x.shape[1], hidden), 0.1)
+        y, *after = self.emit_many(
             op,
-            [x, *given],
+            [x, *given, *((None, *states) if states else ())],
             module,
-            shape=(x.shape[0], directions, x.shape[1], hidden),
-            power=0.1,
+            [Value(None, (x.shape[0], *last.shape), 0.1), *[last] * len(states)],
             hidden_size=hidden,
             direction="bidirectional" if bidirectional else "forward",
             **attributes,
         )
         if not bidirectional:
             axis = self.constant(np.array([1], dtype=np.int64), module)
-            return self.emit("Squeeze", [y, axis], module, shape=(*x.shape[:2], hidden))
+            return [self.emit("Squeeze", [y, axis], module, shape=(*x.shape[:2], hidden)), *after]
         y = self.transpose(y, [0, 2, 1, 3], module)
-        return self.view(y, [0, 0, -1], (*x.shape[:2], 2 * hidden), module)
+        return [self.view(y, [0, 0, -1], (*x.shape[:2], 2 * hidden), module), *after]
 
     # Linear layers
 
@@ -205,6 +223,10 @@ class Net(Functions):
             return self.emit("Gemm", [x, weight, offset], module, shape=shape, power=1.0, alpha=1.0, beta=1.0, transB=1)
         y = self.emit("MatMul", [x, weight], module, shape=shape, power=1.0)
         return self.emit("Add", [offset, y], module, shape=shape)
+
+    def weight(self, name: str, shape: tuple[int, ...], summed: tuple[int, ...], power: float) -> Value:
+        """A weight by itself, for inputs of this power, whose axes `summed` are those that an output sums over."""
+        return self.parameter(name, self._draw_weight(shape, summed, power))
 
     # Blocks
 
@@ -331,6 +353,6 @@ def count_parameters(model: onnx.ModelProto) -> int:
     floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
     return sum(
         math.prod(tensor.dims)
-        for tensor in model.graph.initializer
+        for tensor in initializers(model.graph)
         if tensor.data_type in floating and tensor.dims and tensor.name not in statistics
     )

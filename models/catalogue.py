@@ -13,15 +13,20 @@ from .audio import conformer, deepspeech2_gru, lstm_acoustic, m5
 from .bert import bert
 from .builder import Net
 from .convnext import convnext_tiny
+from .crnn import Crnn
 from .darknet import cspdarknet53, yolov8n
+from .deberta import Deberta
 from .densenet import densenet121, densenet201
 from .dla import dla34
 from .dpn import dpn68b
 from .efficientnet import efficientnet_b0, efficientnet_v2_s
 from .emitter import Value
+from .enhancement import Dtln
+from .experts import Experts
 from .ghostnet import ghostnet_100
 from .googlenet import googlenet
 from .hrnet import hrnet_w18
+from .llama import Llama
 from .mobilenet import mnasnet1_0, mobilenet_v2, mobilenet_v3_large
 from .regnet import regnet_y_400mf
 from .resnet import resnet18, resnet20_cifar, resnet50, resnet50_gn, resnet152, resnext50_32x4d, wide_resnet50_2
@@ -30,7 +35,9 @@ from .shufflenet import shufflenet_v1_g3, shufflenet_v2_x1_0
 from .squeezenet import squeezenet1_0
 from .superresolution import edsr_baseline_x2, espcn_x3
 from .swin import swin_t
+from .translation import Translation
 from .unet import unet
+from .vad import Vad
 from .vgg import vgg16_bn
 from .video import mc3_18
 from .vit import vit_b_16, vit_tiny_patch16_224
@@ -49,6 +56,7 @@ class Architecture:
         axes: What follows the batch in the shape of the input; "image" stands for the size, other names for
             axes that are always dynamic.
         inputs: Names of several inputs of this shape, which are integers; none for one of floats, called "input".
+            Inputs of other shapes the builder declares itself.
         small: A size that makes a quick test.
     """
 
@@ -60,6 +68,19 @@ class Architecture:
     axes: tuple[int | str, ...] = (3, "image", "image")
     inputs: tuple[str, ...] = ()
     small: int = 64
+
+
+_TOKENS = ("input_ids", "attention_mask")
+
+
+def _llama(builder: Llama, source: str) -> Architecture:
+    """A decoder of a dynamic length, whose other inputs it declares itself."""
+    return Architecture(builder, builder.parameters, 64, source, axes=("sequence",), inputs=_TOKENS[:1])
+
+
+def _pairs(builder: Translation, source: str) -> Architecture:
+    """An encoder of a dynamic length, and a decoder."""
+    return Architecture(builder, builder.parameters, 64, source, axes=("source",), inputs=_TOKENS)
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -149,6 +170,33 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             classes=2,
             axes=("sequence",),
             inputs=bert_base.INPUTS,
+        ),
+        "crnn": Architecture(
+            Crnn(),
+            8_331_301,
+            100,
+            "arXiv:1507.05717; meijieru/crnn.pytorch",
+            classes=37,
+            axes=(1, 32, "image"),
+            small=40,
+        ),
+        "dtln": Architecture(
+            Dtln(), 1_777_795, 16000, "arXiv:2005.07551; with its transforms", axes=("image",), small=2048
+        ),
+        "silero_vad": Architecture(Vad(), 545_282, 576, "snakers4/silero-vad v5", axes=("image",), small=576),
+        "llama": _llama(Llama(), "arXiv:2302.13971; 2 layers of 192"),
+        "mixtral": _llama(Llama(experts=Experts()), "arXiv:2401.04088; 2 layers of 192 with 4 experts"),
+        "mixtral_einsum": _llama(Llama(experts=Experts(einsum=True)), "as mixtral, with Einsum"),
+        "transformer": _pairs(Translation(), "arXiv:1706.03762; 2 layers of 192"),
+        "t5": _pairs(Translation(relative=True), "arXiv:1910.10683; 2 layers of 192"),
+        "deberta": Architecture(
+            Deberta(),
+            Deberta().parameters(classes=2),
+            64,
+            "arXiv:2006.03654; 2 layers of 192",
+            classes=2,
+            axes=("sequence",),
+            inputs=_TOKENS,
         ),
     }
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,13 @@ class Emitter:
         assert first is not None, f"{op} of {module}: a first input is never optional"
         return Value(tensor, first.shape if shape is None else shape, first.power if power is None else power)
 
+    def emit_many(
+        self, op: str, inputs: Sequence[Value | None], module: str, like: Sequence[Value], **attrs: Any
+    ) -> list[Value]:
+        """Append a node with several outputs, which have the shapes and powers of `like`."""
+        tensors = self._append(op, inputs, module, len(like), attrs)
+        return [Value(tensor, value.shape, value.power) for tensor, value in zip(tensors, like, strict=True)]
+
     def emit_split(self, x: Value, module: str, parts: int | Sequence[int], axis: int) -> list[Value]:
         """Append a Split into equal parts, or parts of given sizes."""
         sizes = [int(x.shape[axis]) // parts] * parts if isinstance(parts, int) else list(parts)
@@ -96,6 +103,27 @@ class Emitter:
         tensors = self._append("Split", [x, given], module, len(sizes), {"axis": axis})
         shapes = [(*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in sizes]
         return [Value(tensor, shape, x.power) for tensor, shape in zip(tensors, shapes, strict=True)]
+
+    def add_input(self, name: str, shape: Shape, dtype: type[np.generic]) -> Value:
+        """Declare another input of the network, behind those that it has."""
+        tensor = gs.Variable(name, dtype=dtype, shape=shape)
+        self._graph.inputs.append(tensor)
+        self.inputs.append(Value(tensor, shape))
+        return self.inputs[-1]
+
+    def body(self, name: str, write: Callable[[], Sequence[Value]]) -> tuple[Any, list[Value]]:
+        """Write a subgraph: what `write` appends lies in it, and what it returns are the subgraph's outputs.
+
+        Returns:
+            The attribute for the node that has the subgraph, and its outputs.
+        """
+        outer, self._graph = self._graph, gs.Graph(name=name, opset=self.opset)
+        outputs = list(write())
+        for value in outputs:
+            value.tensor.dtype, value.tensor.shape = np.float32, value.shape
+        inner, self._graph = self._graph, outer
+        inner.outputs = [value.tensor for value in outputs]
+        return inner, outputs
 
     def parameter(self, name: str, values: Array) -> Value:
         """Make an initializer."""
@@ -109,6 +137,10 @@ class Emitter:
             array = array.astype(np.float32)
         (tensor,) = self._append("Constant", [], module, 1, {"value": gs.Constant("", array)})
         return Value(tensor, array.shape)
+
+    def filling(self, value: float) -> Any:
+        """What a ConstantOfShape is full of, as its attribute: integers if it is an int."""
+        return gs.Constant("", np.array([value], np.int64 if isinstance(value, int) else np.float32))
 
     def normal(self, shape: Sequence[int], std: float) -> Array:
         """Draw normal values around zero."""
@@ -130,7 +162,7 @@ class Emitter:
         self._graph.outputs = [value.tensor for value in ends]
         model: onnx.ModelProto = gs.export_onnx(self._graph, producer_name="ucpe-onnx-models")
         # The export copies every tensor four times, seconds for a large network: it sees empty ones, filled in here.
-        for tensor in model.graph.initializer:
+        for tensor in initializers(model.graph):
             values = self._parameters[tensor.name]
             tensor.dims[:] = values.shape
             tensor.raw_data = values.tobytes()
@@ -151,6 +183,15 @@ class Emitter:
         seen = self._names[name]
         self._names[name] += 1
         return f"{name}_{seen}" if seen else name
+
+
+def initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Of the graph and of all graphs within it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from initializers(attribute.g)
 
 
 def fan_in_std(fan_in: int, power: float) -> float:

@@ -79,7 +79,7 @@ class Functions(Emitter):
     # Pooling
 
     def max_pool(
-        self, x: Value, module: str, kernel: Sizes, stride: Sizes, *, padding: int = 0, ceil: bool = False
+        self, x: Value, module: str, kernel: Sizes, stride: Sizes, *, padding: Sizes = 0, ceil: bool = False
     ) -> Value:
         """Maximum over windows; `ceil` keeps a last window that is only partly filled."""
         rank = len(x.shape) - 2
