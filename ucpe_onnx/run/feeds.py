@@ -11,6 +11,7 @@ import numpy as np
 from ucpe_onnx.errors import ModelError
 from ucpe_onnx.model.source import Source
 from ucpe_onnx.options import Options
+from ucpe_onnx.runtime.branches import feeds_of_branches
 from ucpe_onnx.runtime.other_sizes import feeds_of_other_sizes
 from ucpe_onnx.runtime.random_feeds import find_feeds, random_feeds
 from ucpe_onnx.runtime.session import Session, as_session, run
@@ -29,7 +30,8 @@ class Feeds:
 
     Attributes:
         single: one feed that the input model was seen to run on, to measure latency with.
-        random: more of its shapes, and of others if it leaves axes open, which the input model was seen to run on too.
+        random: more of its shapes, of others if it leaves axes open, and with values that choose other branches; the
+            input model was seen to run on all of them.
         dataset: the user's data, if any.
         test: what to report accuracy on: the user's test data, or else the data, if any.
     """
@@ -75,7 +77,8 @@ def prepare_feeds(source: Source, options: Options) -> Feeds:
         _random_like(single, specs, session, options.seed + 2, images=True),
     )
     others = feeds_of_other_sizes(specs, single, session, options.seed + 3, options.input_shapes)
-    return Feeds(single, (*(feed for feed in random if feed is not None), *others), dataset, test)
+    turned = feeds_of_branches(source.model, specs, single, session)
+    return Feeds(single, (*(feed for feed in random if feed is not None), *others, *turned), dataset, test)
 
 
 def _random_like(

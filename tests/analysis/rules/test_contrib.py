@@ -231,5 +231,7 @@ def test_a_quantised_recurrent_layer_says_why_its_units_stay() -> None:
     assert [graph.shape(name) for name in model.graph.node[1].output] == shapes
     traced = trace(model)
     for name in ("b", "c"):
-        assert "scales taken from all channels, or given with them: com.microsoft::DynamicQuantizeLSTM at q" in reasons(traced, name)
+        assert "scales taken from all channels, or given with them: com.microsoft::DynamicQuantizeLSTM at q" in reasons(
+            traced, name
+        )
     check_emission(model, {"b": [0, 1, 4], "c": [3]}, target=PLAIN)
