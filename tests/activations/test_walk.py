@@ -44,7 +44,7 @@ def check(
     with Store(budget) as store:
         walk = Walk(graph, feeds, store, OPTIONS)
         for stop in [*range(len(graph.nodes)), len(graph.nodes)] if stops is None else stops:
-            if any(graph.unfolding.outermost(node.name) for node in graph.nodes[stop : stop + 1]):
+            if any(graph.unfolding.outermost(node.proto) for node in graph.nodes[stop : stop + 1]):
                 continue  # an If runs as a whole
             before = [name for node in graph.nodes[:stop] for name in node.outputs if name and name not in inside]
             ahead = {name for node in graph.nodes[stop:] for name in node.inputs}

@@ -173,7 +173,7 @@ def _starts(graph: GraphView) -> dict[int, int]:
     if not graph.unfolding.bodies:
         return {}
     first: dict[str, int] = {}
-    controls = [(node.index, graph.unfolding.outermost(node.name)) for node in graph.nodes]
+    controls = [(node.index, graph.unfolding.outermost(node.proto)) for node in graph.nodes]
     return {index: first.setdefault(control, index) for index, control in controls if control}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import onnx
 
 from ucpe_onnx.analysis.graph import GraphView, Node
 from ucpe_onnx.analysis.layer_ops import GATES, LAYER_OPS, LayerOp
-from ucpe_onnx.model.limits import all_tensors
+from ucpe_onnx.model.limits import all_tensors, bodies
 from ucpe_onnx.model.serialise import model_size
 
 COPIES = ("Gather", "Slice", "Split", "Concat", "Pad")
@@ -29,10 +29,10 @@ class ModelStats:
     Attributes:
         parameters: elements of its floating-point tensors, in subgraphs too, and of 8-bit ones with two axes or more.
         macs: multiply-accumulates of convolutions, matrix products and recurrent layers for one run on the given input
-            shapes; None if a shape can't be inferred.
+            shapes; None if a shape can't be inferred. Both branches of an If count, the body of a Loop or Scan once.
         bytes: of the serialised model.
-        nodes: number of nodes.
-        copies: number of nodes by operator that only select or move channels.
+        nodes: number of nodes, in bodies too.
+        copies: number of nodes by operator that only select or move channels, in bodies too.
     """
 
     parameters: int
@@ -64,8 +64,7 @@ def model_stats(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
         model: the model; not changed.
         shapes: the input shapes to count multiply-accumulates for, by input name.
     """
-    graph = model.graph
-    operators = [node.op_type for node in graph.node]
+    operators = list(_operators(model.graph.node))
     return ModelStats(
         parameters=sum(math.prod(t.dims) for t in all_tensors(model) if holds_weights(t)),
         macs=count_macs(model, shapes),
@@ -73,6 +72,14 @@ def model_stats(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -
         nodes=len(operators),
         copies={op: operators.count(op) for op in COPIES},
     )
+
+
+def _operators(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """The operator of every node, of those in bodies too."""
+    for node in nodes:
+        yield node.op_type
+        for body in bodies(node):
+            yield from _operators(body.node)
 
 
 def holds_weights(tensor: onnx.TensorProto) -> bool:

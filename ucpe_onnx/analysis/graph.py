@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ import onnx
 
 from ucpe_onnx.analysis.constants import Constants
 from ucpe_onnx.analysis.shapes import Shape, infer_shapes
-from ucpe_onnx.model.bodies import unfold
+from ucpe_onnx.model.bodies import EXIT, IF, unfold
 from ucpe_onnx.model.naming import node_names, recurrence_names
 
 __all__ = ["GraphView", "Node", "Shape"]
@@ -96,12 +96,18 @@ class GraphView:
                     self.readers[tensor].append((node, position))
             captured |= captured_by(node.proto)
         self.captured = frozenset(captured)
-        self.constants.fold_lengths(model, lengths, self.captured.union(self.outputs))
+        self.constants.fold_lengths(model, lengths, self.captured.union(self.outputs, self._handed_out()))
 
     @cached_property
     def recurrences(self) -> Mapping[int, str]:
         """The names of recurrences as consumers, by the index of the recurrent layer."""
         return recurrence_names(self.model.graph.node)
+
+    def _handed_out(self) -> Iterator[str]:
+        """What bodies hand out, which their own nodes have to make."""
+        for node in self.nodes:
+            if node.op_type in (IF, EXIT):
+                yield from node.inputs[1 if node.op_type == IF else 0 :]
 
     def shape(self, tensor: str) -> Shape | None:
         """Shape of a tensor, constant or not; None if not even the rank is known."""

@@ -12,7 +12,7 @@ from ucpe_onnx.analysis.graph import Node
 from ucpe_onnx.analysis.slots import TensorKey
 from ucpe_onnx.analysis.tracer import Tracer
 from ucpe_onnx.model.bodies import ENTER, EXIT, IF
-from ucpe_onnx.model.bodies.markers import Form, bodies_of
+from ucpe_onnx.model.bodies.markers import Form, bodies_of, control_of
 
 
 def branches(tracer: Tracer, node: Node) -> None:
@@ -44,9 +44,9 @@ def left(tracer: Tracer, node: Node) -> None:
     form = _form(tracer, node)
     for place in range(form.conditions):
         tracer.freeze(tracer.operand(node, place), f"iterations of {_told(tracer, node)}")
-    handed = form.conditions + form.states + form.gathered
+    first = form.conditions + form.states + form.gathered + form.before
     for place in range(form.states):
-        before, after = tracer.operand(node, handed + place), tracer.operand(node, form.conditions + place)
+        before, after = tracer.operand(node, first + place), tracer.operand(node, form.conditions + place)
         final = node.outputs[place] if node.has(place) else None
         _same(tracer, node, [before, after], final)
     for place, axis in enumerate(form.gathered_axes):
@@ -58,17 +58,14 @@ def left(tracer: Tracer, node: Node) -> None:
             _sliced(tracer, node, whole, part, axis, outwards=True)
 
 
-def _control(node: Node) -> str:
-    return node.name.removesuffix("/enter")
-
-
 def _told(tracer: Tracer, node: Node) -> str:
     """The node with the body, as reasons name it."""
-    return f"{tracer.graph.unfolding.controls[_control(node)].op_type} at {_control(node)}"
+    name = control_of(node.proto)
+    return f"{tracer.graph.unfolding.controls[name].op_type} at {name}"
 
 
 def _form(tracer: Tracer, node: Node) -> Form:
-    control = tracer.graph.unfolding.controls[_control(node)]
+    control = tracer.graph.unfolding.controls[control_of(node.proto)]
     (_, body), *_ = bodies_of(control)
     return Form.of(control, body)
 

@@ -1,18 +1,22 @@
-"""Fold bodies back: every node and constant returns to the graph that it came from, new ones go where they are read."""
+"""Fold bodies back: every node and constant returns to the graph that it came from.
+
+A node that is new stands in the innermost graph that holds all of its readers, unless that is the body of a Loop or a
+Scan that it does not need to be in: what is the same in every iteration is computed once, in front of it.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from functools import cached_property
 from typing import TypeVar
 
 import onnx
 
-from ucpe_onnx.model.bodies.markers import DOMAIN, bodies_of
+from ucpe_onnx.model.bodies.markers import DOMAIN, bodies_of, control_of
 from ucpe_onnx.model.bodies.unfold import Body, Unfolding
 
-_Message = TypeVar("_Message", onnx.TensorProto, onnx.ValueInfoProto)
+_Message = TypeVar("_Message", onnx.NodeProto, onnx.TensorProto, onnx.ValueInfoProto)
 _Initializers = Mapping[str, list[onnx.TensorProto]]
 _Values = Mapping[str, list[onnx.ValueInfoProto]]
 
@@ -20,8 +24,7 @@ _Values = Mapping[str, list[onnx.ValueInfoProto]]
 def fold(draft: onnx.ModelProto, unfolding: Unfolding) -> None:
     """Give a draft of an unfolded model its bodies back, in place.
 
-    What was not changed comes back byte by byte. A node that is new stands in the innermost graph that holds all of its
-    readers, since what it reads is known there.
+    What was not changed comes back byte by byte.
 
     Args:
         draft: the unfolded model, edited by the passes.
@@ -33,12 +36,9 @@ def fold(draft: onnx.ModelProto, unfolding: Unfolding) -> None:
     folder = _Folder(unfolding, list(graph.node), {value.name for value in graph.output})
     initializers, values = folder.apart(graph.initializer), folder.apart(graph.value_info)
     nodes = folder.nodes("", initializers, values)
-    stored, told = [_copy(tensor) for tensor in initializers[""]], [_copy(value) for value in values[""]]
-    for name in ("node", "initializer", "value_info"):
-        graph.ClearField(name)
-    graph.node.extend(nodes)
-    graph.initializer.extend(stored)
-    graph.value_info.extend(told)
+    _refilled(graph.node, nodes)
+    _refilled(graph.initializer, initializers[""])
+    _refilled(graph.value_info, values[""])
 
 
 def folded_nodes(unfolding: Unfolding, nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
@@ -56,6 +56,13 @@ def _copy(message: _Message) -> _Message:
     return copy
 
 
+def _refilled(field: MutableSequence[_Message], messages: Iterable[_Message]) -> None:
+    """Set a repeated field to messages that may come from that very field."""
+    copies = [_copy(message) for message in messages]
+    del field[:]
+    field.extend(copies)
+
+
 class _Folder:
     """Knows the scope of every node and tensor of a draft."""
 
@@ -64,23 +71,58 @@ class _Folder:
         bodies = unfolding.bodies.values()
         self._names = {flat: own for body in bodies for flat, own in body.tensors.items()}
         self._owner = {flat: body.scope for body in bodies for flat in body.tensors}
-        known = {flat: body.scope for body in bodies for flat in body.nodes}
-        known |= {f"{name}/enter": known.get(name, "") for name in unfolding.controls}
-        scopes_of_readers: dict[str, set[str]] = defaultdict(set)
-        for name in outputs:
-            scopes_of_readers[name].add("")
+        self._known = self._scopes()
         self._by_scope: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        original = {node.name for node in unfolding.model.graph.node}
-        for node in reversed(nodes):
-            scope = known.get(node.name)
-            if scope is None and node.name in original:
-                scope = ""
-            if scope is None:
-                scope = self._innermost(set().union(*(scopes_of_readers[name] for name in node.output if name)))
+        self._readers: dict[str, set[str]] = defaultdict(set)
+        for name in outputs:
+            self._readers[name].add("")
+        for node, scope in zip(nodes, self._outwards(nodes, self._by_readers(nodes)), strict=True):
             self._by_scope[scope].append(node)
             for place, name in enumerate(node.input):
-                scopes_of_readers[name].add(self._read_in(node, place, scope))
-        self._readers = scopes_of_readers
+                self._readers[name].add(self._read_in(node, place, scope))
+
+    def _by_readers(self, nodes: list[onnx.NodeProto]) -> list[str | None]:
+        """The scope that each node comes from, of new ones the innermost that holds all readers; None without any."""
+        readers = {name: set(scopes) for name, scopes in self._readers.items()}
+        found: list[str | None] = []
+        for node in reversed(nodes):
+            scope = self._known.get(node.name)
+            if scope is None:
+                scopes = set().union(*(readers.get(name, ()) for name in node.output if name))
+                scope = self._innermost(scopes) if scopes else None
+            found.append(scope)
+            for place, name in enumerate(node.input):
+                readers.setdefault(name, set()).add(self._read_in(node, place, scope or ""))
+        return found[::-1]
+
+    def _scopes(self) -> dict[str, str]:
+        """The scope of every node of the unfolded model."""
+        nodes = self._unfolding.model.graph.node
+        known = dict.fromkeys((node.name for node in nodes), "")
+        for body in self._unfolding.bodies.values():
+            known |= dict.fromkeys(body.nodes, body.scope)
+        known |= {node.name: known[control_of(node)] for node in nodes if node.domain == DOMAIN}
+        return known
+
+    def _outwards(self, nodes: list[onnx.NodeProto], found: list[str | None]) -> list[str]:
+        """Take new nodes out of the bodies that run again and again, as far as what they read allows."""
+        made_in: dict[str, str] = dict(self._owner)
+        scopes = []
+        for node, inner in zip(nodes, found, strict=True):
+            scope = self._known.get(node.name)
+            if scope is None:
+                sources = (made_in.get(name, "") for name in node.input)
+                needed = max(sources, key=lambda source: len(self._chain(source)), default="")
+                scope = needed if inner is None else self._lifted(inner, needed)
+                made_in |= dict.fromkeys(node.output, scope)
+            scopes.append(scope)
+        return scopes
+
+    def _lifted(self, scope: str, needed: str) -> str:
+        """The scope around the outermost Loop or Scan between two scopes; the inner one if there is none."""
+        between = self._chain(scope)[: -len(self._chain(needed))]
+        repeated = [inner for inner in between if self._unfolding.bodies[inner].attribute == "body"]
+        return self._unfolding.bodies[repeated[-1]].around if repeated else scope
 
     def _read_in(self, node: onnx.NodeProto, place: int, scope: str) -> str:
         """The scope that an input of a node is read in: of a marker the body that hands it out."""
@@ -128,11 +170,11 @@ class _Folder:
         """The nodes of a scope, their bodies folded."""
         entered: dict[str, onnx.NodeProto] = {}
         found = []
-        for node in reversed(self._by_scope[scope]):
+        for node in self._by_scope[scope]:
             if node.domain != DOMAIN:
                 found.append(self._restored(node, scope))
             elif node.op_type == "Enter":
-                entered[node.name.removesuffix("/enter")] = node
+                entered[control_of(node)] = node
             else:
                 found.append(self._control(node, entered.get(node.name), scope, initializers, values))
         return found
@@ -144,9 +186,9 @@ class _Folder:
         copy.input[:] = [self._names.get(name, name) for name in node.input]
         copy.output[:] = [self._names.get(name, name) for name in node.output]
         if scope:
-            body = self._unfolding.bodies[scope]
-            copy.name = body.nodes.get(node.name, node.name.removeprefix(f"{scope}/"))
-            if not copy.name and node.name in body.nodes:
+            original = self._unfolding.bodies[scope].nodes.get(node.name)
+            copy.name = node.name.removeprefix(f"{scope}/") if original is None else original.name
+            if original is not None and not original.HasField("name"):
                 copy.ClearField("name")
         return copy
 
@@ -165,7 +207,7 @@ class _Folder:
         node.CopyFrom(original)
         node.output[:] = outputs
         node.input[:] = outer if enter is None else [self._names.get(tensor, tensor) for tensor in enter.input]
-        if scope == "":
+        if not scope:
             node.name = name
         handed = list(marker.input[1:] if enter is None else marker.input)
         for attribute, body in bodies_of(node):
@@ -184,24 +226,29 @@ class _Folder:
         values: _Values,
     ) -> None:
         """Put what has become of a body in its place."""
-        inner = self.nodes(body.scope, initializers, values)
-        del graph.node[:]
-        graph.node.extend(inner)
-        stored = [self._renamed(tensor) for tensor in initializers.get(body.scope, ())]
-        del graph.initializer[:]
-        graph.initializer.extend(stored)
-        told = {value.name: value for value in map(self._renamed, values.get(body.scope, ()))}
-        for kept in (*graph.input, *graph.output):
-            if kept.name in told:
-                kept.CopyFrom(told[kept.name])
+        _refilled(graph.node, self.nodes(body.scope, initializers, values))
+        _refilled(graph.initializer, [self._renamed(tensor) for tensor in initializers.get(body.scope, ())])
+        told = {self._names.get(value.name, value.name): value for value in values.get(body.scope, ())}
+        for value in (*graph.input, *graph.output):
+            self._declare(value, told.get(value.name))
         for value, name in zip(graph.output, outputs, strict=True):
             value.name = self._names.get(name, name)
-        made = {name for node in graph.node for name in node.output}
-        declared = [told[value.name] for value in graph.value_info if value.name in made and value.name in told]
-        del graph.value_info[:]
-        graph.value_info.extend(declared)
+        kept = [value for value in graph.value_info if value.name in told or not value.HasField("type")]
+        for value in kept:
+            self._declare(value, told.get(value.name))
+        _refilled(graph.value_info, kept)
 
-    def _renamed(self, message: _Message) -> _Message:
+    def _declare(self, value: onnx.ValueInfoProto, told: onnx.ValueInfoProto | None) -> None:
+        """Declare what has become of a tensor; what was not changed stays as it was written."""
+        if told is not None and told.type != self._declared[told.name].type:
+            value.type.CopyFrom(told.type)
+
+    @cached_property
+    def _declared(self) -> dict[str, onnx.ValueInfoProto]:
+        """What the unfolded model declares."""
+        return {value.name: value for value in self._unfolding.model.graph.value_info}
+
+    def _renamed(self, message: onnx.TensorProto) -> onnx.TensorProto:
         copy = _copy(message)
         copy.name = self._names.get(copy.name, copy.name)
         return copy

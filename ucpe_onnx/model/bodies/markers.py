@@ -5,12 +5,15 @@ behind it. These markers are of a domain of their own, and nobody runs them.
 
 * ``If``: condition, outputs of the branch that runs if it is true, of the other; its outputs are the If's.
 * ``Enter``: the inputs of the Loop or Scan; its outputs are the inputs of the body.
-* ``Exit``: the outputs of the body, then the inputs of the body that are states; its outputs are the Loop's or Scan's.
+* ``Exit``: the outputs of the body, then its inputs, so that nobody drops one marker without the other; its outputs are
+  the Loop's or Scan's.
+
+The attribute ``control`` of a marker is the name of the If, Loop or Scan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,7 @@ IF, ENTER, EXIT = f"{DOMAIN}::If", f"{DOMAIN}::Enter", f"{DOMAIN}::Exit"
 """The markers, as ``Node.op_type`` has them."""
 
 CONTROL = frozenset({"If", "Loop", "Scan"})
+_CONTROL = "control"
 _FIRST_SCAN = 9
 """The opset from which on Scan has no batch axis of its own."""
 
@@ -76,6 +80,17 @@ def has_bodies(node: onnx.NodeProto) -> bool:
     return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
 
 
+def control_of(node: onnx.NodeProto) -> str:
+    """The name of the If, Loop or Scan that a marker stands for."""
+    return next(bytes(a.s) for a in node.attribute if a.name == _CONTROL).decode()
+
+
+def marker(op_type: str, name: str, control: str, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.NodeProto:
+    """Make a marker."""
+    given = {_CONTROL: control}
+    return onnx.helper.make_node(op_type, list(inputs), list(outputs), name=name, domain=DOMAIN, **given)
+
+
 def is_followed(node: onnx.NodeProto, opset: int) -> bool:
     """Whether the bodies of a node can be unfolded: known operators that make what they hand out."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in CONTROL:
@@ -95,14 +110,15 @@ def is_followed(node: onnx.NodeProto, opset: int) -> bool:
 
 
 def _is_plain(body: onnx.GraphProto, opset: int) -> bool:
-    """Whether a body's nodes make all of its outputs, and nothing in it is beyond unfolding."""
-    made = {name for inner in body.node for name in inner.output if name}
+    """Whether a body's nodes make all of its outputs, it declares nothing else, and nothing is beyond unfolding."""
+    made = [name for inner in body.node for name in inner.output if name]
     outputs = [value.name for value in body.output]
-    stored = {tensor.name for tensor in body.initializer}
+    defined = [value.name for value in body.input] + [tensor.name for tensor in body.initializer] + made
+    declared = [value.name for value in body.value_info]
     return (
-        made.issuperset(outputs)
-        and len(set(outputs)) == len(outputs)
-        and not stored.intersection(value.name for value in body.input)
+        set(made).issuperset(outputs)
+        and set(defined).issuperset(declared)
+        and all(len(set(names)) == len(names) for names in (outputs, defined, declared))
         and not body.sparse_initializer
         and not body.quantization_annotation
         and all(is_followed(inner, opset) for inner in body.node if has_bodies(inner))

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import onnx
 
-from ucpe_onnx.model.bodies.markers import DOMAIN, Form, bodies_of, has_bodies, is_followed
+from ucpe_onnx.model.bodies.markers import DOMAIN, bodies_of, control_of, has_bodies, is_followed, marker
 from ucpe_onnx.model.naming import fresh_name, node_names, tensor_names
 
 
@@ -22,7 +22,7 @@ class Body:
         attribute: which of its attributes the body is.
         around: the scope of the graph that the If, Loop or Scan stands in, "" for the outermost.
         graph: the body itself.
-        nodes: the names of its nodes, by those in the unfolded graph.
+        nodes: its nodes, by their names in the unfolded graph.
         tensors: the names of what it defines, likewise.
     """
 
@@ -31,7 +31,7 @@ class Body:
     attribute: str
     around: str
     graph: onnx.GraphProto
-    nodes: Mapping[str, str]
+    nodes: Mapping[str, onnx.NodeProto]
     tensors: Mapping[str, str]
 
 
@@ -62,11 +62,10 @@ class Unfolding:
         """For each node of a body its scope."""
         return {name: body.scope for body in self.bodies.values() for name in body.nodes}
 
-    def outermost(self, node: str) -> str:
+    def outermost(self, node: onnx.NodeProto) -> str:
         """The If, Loop or Scan of the outermost graph that a node belongs to; "" for one that belongs to none."""
-        control = node.removesuffix("/enter")
-        control = control if control in self.controls else ""
-        scope = self.scopes.get(node, "")
+        control = control_of(node) if node.domain == DOMAIN else ""
+        scope = self.scopes.get(control or node.name, "")
         while scope:
             control, scope = self.bodies[scope].control, self.bodies[scope].around
         return control
@@ -74,6 +73,8 @@ class Unfolding:
 
 def unfold(model: onnx.ModelProto) -> Unfolding:
     """Unfold the bodies of every If, Loop and Scan that can be followed.
+
+    None is where a node of the graph around is called as one in a body would be: masks could not tell them apart.
 
     Args:
         model: the model; not changed.
@@ -88,7 +89,7 @@ class _Unfolder:
     def __init__(self, model: onnx.ModelProto, opset: int) -> None:
         self._model, self._opset = model, opset
         self._taken = tensor_names(model.graph)
-        self._claimed: set[str] = set()
+        self._claimed = {value.name for value in model.graph.value_info}
         self._bodies: dict[str, Body] = {}
         self._controls: dict[str, onnx.NodeProto] = {}
         self._initializers: list[onnx.TensorProto] = []
@@ -98,6 +99,8 @@ class _Unfolder:
         graph = self._model.graph
         self._claimed.update(_defined(graph))
         nodes = list(self._expanded(graph.node, node_names(graph.node), "", {}))
+        if len({node.name for node in nodes}) < len(nodes):
+            return Unfolding(self._model, self._model)
         flat = onnx.ModelProto()
         flat.CopyFrom(self._model)
         del flat.graph.node[:]
@@ -112,7 +115,7 @@ class _Unfolder:
         for node, name in zip(nodes, names, strict=True):
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            copy.name = f"{scope}/{name}" if scope else name
+            copy.name = name
             copy.input[:] = [renamed.get(tensor, tensor) for tensor in node.input]
             copy.output[:] = [renamed.get(tensor, tensor) for tensor in node.output]
             if has_bodies(node) and is_followed(node, self._opset):
@@ -131,16 +134,15 @@ class _Unfolder:
                 own, inner = self._body(copy.name, attribute, body, scope, renamed)
                 yield from inner
                 outputs += [own[value.name] for value in body.output]
-            yield _marker("If", copy.name, [copy.input[0], *outputs], copy.output)
+            yield marker("If", copy.name, copy.name, [copy.input[0], *outputs], copy.output)
             return
         (attribute, body), *_ = bodies_of(node)
-        form = Form.of(node, body)
         own, inner = self._body(copy.name, attribute, body, scope, renamed)
         entered = [own[value.name] for value in body.input]
-        yield _marker("Enter", f"{copy.name}/enter", copy.input, entered)
+        yield marker("Enter", f"{copy.name}/enter", copy.name, copy.input, entered)
         yield from inner
-        states = entered[form.before : form.before + form.states]
-        yield _marker("Exit", copy.name, [*(own[value.name] for value in body.output), *states], copy.output)
+        handed = [own[value.name] for value in body.output]
+        yield marker("Exit", copy.name, copy.name, [*handed, *entered], copy.output)
 
     def _body(
         self, control: str, attribute: str, body: onnx.GraphProto, around: str, renamed: Mapping[str, str]
@@ -161,8 +163,8 @@ class _Unfolder:
                 told.CopyFrom(value)
                 told.name = own[name]
                 self._values.append(told)
-        names = node_names(body.node)
-        nodes = {f"{scope}/{name}": inner.name for name, inner in zip(names, body.node, strict=True)}
+        names = [f"{scope}/{name}" for name in node_names(body.node)]
+        nodes = dict(zip(names, body.node, strict=True))
         tensors = {new: old for old, new in own.items()}
         self._bodies[scope] = Body(scope, control, attribute, around, body, nodes, tensors)
         return own, list(self._expanded(body.node, names, scope, known))
@@ -181,7 +183,3 @@ def _defined(graph: onnx.GraphProto) -> list[str]:
     names += [sparse.values.name for sparse in graph.sparse_initializer]
     names += [name for node in graph.node for name in node.output if name]
     return list(dict.fromkeys(names))
-
-
-def _marker(op_type: str, name: str, inputs: Iterable[str], outputs: Iterable[str]) -> onnx.NodeProto:
-    return onnx.helper.make_node(op_type, list(inputs), list(outputs), name=name, domain=DOMAIN)

@@ -1,0 +1,248 @@
+"""Bodies beyond the plain cases: what a fold must not lose, names that collide, iterations that differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.backend.test.case.node import collect_testcases
+
+from tests.builders import run
+from tests.structure.bodies import parsed
+from tests.structure.checking import check
+from ucpe_onnx.analysis.counts import model_stats
+from ucpe_onnx.analysis.graph import GraphView
+from ucpe_onnx.analysis.trace import trace
+from ucpe_onnx.model.bodies import fold, unfold
+from ucpe_onnx.model.bodies.markers import has_bodies
+from ucpe_onnx.model.naming import node_names
+from ucpe_onnx.passes import emit
+from ucpe_onnx.planning.make import Settings, make_plan
+from ucpe_onnx.runtime.target import Target
+
+BRANCHES = """
+    [a] a = MatMul(x, w)
+    [if] y = If(c) <
+        then_branch = t () => (float[1,2] p) { [n] p = MatMul(a, k) },
+        else_branch = e () => (float[1,2] q) { [m] r = Relu(a) [n] q = MatMul(r, l) }>
+    [z] v = MatMul(a, u)"""
+
+
+def branching(ir_version: int = 8) -> onnx.ModelProto:
+    """Two layers in two branches, of the same name, and one beside them read what a layer makes."""
+    outputs = "float[1,2] y, float[1,4] v"
+    weights = {"w": (3, 8), "k": (8, 2), "l": (8, 2), "u": (8, 4)}
+    return parsed("float[1,3] x, bool c", outputs, BRANCHES, ir_version=ir_version, **weights)
+
+
+def both_ways(shape: tuple[int, ...] = (1, 3)) -> list[dict[str, np.ndarray]]:
+    x = np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+    return [{"x": x, "c": np.array(way)} for way in (True, False)]
+
+
+def body_of(model: onnx.ModelProto, control: str, attribute: str) -> onnx.GraphProto:
+    node = next(node for node in model.graph.node if node.name == control)
+    return next(each.g for each in node.attribute if each.name == attribute)
+
+
+def assert_comes_back(model: onnx.ModelProto) -> None:
+    """Unfolded and folded again the model is the same, byte by byte."""
+    for node, name in zip(model.graph.node, node_names(model.graph.node), strict=True):
+        node.name = name
+    unfolding = unfold(model)
+    assert unfolding.bodies and not any(has_bodies(node) for node in unfolding.model.graph.node)
+    draft = onnx.ModelProto()
+    draft.CopyFrom(unfolding.model)
+    fold(draft, unfolding)
+    assert draft.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+# What a fold must not lose
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        helper.make_tensor_value_info("k", TensorProto.FLOAT, [8, 2]),
+        helper.make_tensor_value_info("p", TensorProto.FLOAT, ["other", 2]),
+        onnx.ValueInfoProto(name="p", doc_string="without a type"),
+    ],
+    ids=["initializer", "output declared twice", "no type"],
+)
+def test_what_a_body_declares_comes_back(declared: onnx.ValueInfoProto) -> None:
+    model = branching()
+    body = body_of(model, "if", "then_branch")
+    stored = next(tensor for tensor in model.graph.initializer if tensor.name == "k")
+    body.initializer.append(stored)
+    model.graph.initializer.remove(stored)
+    body.value_info.append(declared)
+    assert_comes_back(model)
+
+
+def test_names_that_are_empty_or_missing_come_back() -> None:
+    model = branching()
+    body_of(model, "if", "then_branch").node[0].ClearField("name")
+    body_of(model, "if", "else_branch").node[0].name = ""
+    assert_comes_back(model)
+
+
+def test_what_the_outer_graph_declares_of_nothing_stays_there() -> None:
+    """It bears the name of a tensor in a body."""
+    model = branching()
+    model.graph.value_info.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, [7, 7]))
+    assert_comes_back(model)
+
+
+def followed_cases() -> list[tuple[str, onnx.ModelProto]]:
+    """The models of ONNX's own tests with bodies that are all followed."""
+    cases = [(case.name, case.model) for case in collect_testcases(None) if case.model is not None]
+    held = [(name, model) for name, model in cases if any(has_bodies(node) for node in model.graph.node)]
+    return [(name, model) for name, model in held if unfold(model).bodies]
+
+
+def test_models_of_onnx_come_back() -> None:
+    cases = followed_cases()
+    assert len(cases) > 30
+    for _, model in cases:
+        assert_comes_back(model)
+
+
+def test_a_body_that_declares_what_it_captures_is_not_followed() -> None:
+    """The declared shape would be wrong where the captured tensor shrinks."""
+    model = branching()
+    body_of(model, "if", "then_branch").value_info.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, [1, 8]))
+    check(model, pruned=[], whole=["a"], feeds=both_ways())
+
+
+# Names
+
+
+def test_layers_of_one_name_in_both_branches() -> None:
+    traced = check(branching(), pruned=["a"], feeds=both_ways())
+    assert {"if/then_branch/n", "if/else_branch/n"} < set(traced.consumers)
+
+
+def test_an_outer_node_that_is_called_as_one_in_a_body() -> None:
+    """Masks could not tell them apart, so the bodies are not followed."""
+    model = branching()
+    model.graph.node[0].name = "if/then_branch/n"
+    check(model, pruned=[], whole=["if/then_branch/n"], feeds=both_ways())
+
+
+@pytest.mark.parametrize("name", ["loop/enter", "loop"])
+def test_a_loop_that_is_called_as_a_marker(name: str) -> None:
+    nodes = """
+        [a] a = MatMul(x, w)
+        [name] y = Loop(n, , a) <body = b (int64 i, bool g, float[1,8] s) => (bool h, float[1,8] t) {
+            h = Identity(g) [r] t = MatMul(s, k) }>
+        [b] z = MatMul(y, v)"""
+    model = parsed("float[1,3] x", "float[1,2] z", nodes, w=(3, 8), k=(8, 8), v=(8, 2), n=np.array(2))
+    model.graph.node[1].name = name
+    model.graph.node[0].name = {"loop": "loop/enter"}.get(name, "a")
+    check(model, pruned=[model.graph.node[0].name] if name != "loop" else [])
+
+
+# Iterations
+
+
+def test_a_loop_that_may_not_run_hands_on_what_it_got() -> None:
+    """What it makes has five rows if it runs, and two if it does not: nobody may write five down."""
+    nodes = """
+        [a] a = MatMul(x, w)
+        [loop] s = Loop(n, , a) <body = b (int64 i, bool g, float[p,q] s0) => (bool h, float[r,t] s1) {
+            h = Identity(g) s1 = Concat<axis = 0>(a, more) }>
+        [b] d = MatMul(s, v)
+        shape = Shape(d)
+        z = Expand(one, shape)"""
+    weights = {"w": (3, 8), "v": (8, 4), "more": (3, 8), "one": (1, 1)}
+    model = parsed("int64 n, float[2,3] x", "float[i,j] d, float[k,l] z", nodes, **weights)
+    x = both_ways((2, 3))[0]["x"]
+    feeds = [{"n": np.array(trips), "x": x} for trips in (0, 1)]
+    check(model, pruned=["a"], feeds=feeds)
+    assert [run(model, feed)[1].shape for feed in feeds] == [(2, 4), (5, 4)]
+
+
+def test_states_that_turn_out_to_vary_one_after_the_other() -> None:
+    """Each takes over what the one before it was: in the end none has a known length."""
+    count = 8
+    states = range(count)
+    inside = ", ".join(f"float[u{i},v{i}] s{i}" for i in states)
+    outside = ", ".join(f"float[p{i},q{i}] t{i}" for i in states)
+    moves = " ".join(f"t{i} = Identity(s{i - 1})" for i in states[1:])
+    nodes = f"""
+        [loop] {", ".join(f"y{i}" for i in states)} = Loop(n, , {", ".join("x" for _ in states)}) <
+            body = b (int64 i, bool g, {inside}) => (bool h, {outside}) {{
+                h = Identity(g) t0 = Concat<axis = 0>(s0, w) {moves} }}>"""
+    outputs = ", ".join(f"float[a{i},b{i}] y{i}" for i in states)
+    graph = GraphView(parsed("int64 n, float[2,6] x", outputs, nodes, w=(1, 6)))
+    shapes = [graph.shape(f"{name}{i}") for name in "sty" for i in states]
+    assert not any(shape is not None and isinstance(shape[0], int) for shape in shapes)
+
+
+def test_a_state_may_vary_along_one_axis_and_hold_channels_along_another() -> None:
+    nodes = """
+        [a] a = MatMul(x, w)
+        [loop] y = Loop(n, , a) <body = b (int64 i, bool g, float[p,8] s) => (bool h, float[q,8] t) {
+            h = Identity(g) t = Concat<axis = 0>(s, a) }>
+        [b] z = MatMul(y, v)"""
+    model = parsed("float[1,3] x", "float[r,2] z", nodes, w=(3, 8), v=(8, 2), n=np.array(2))
+    check(model, pruned=["a"])
+
+
+def test_a_value_that_is_scanned_is_not_known() -> None:
+    nodes = """
+        [scan] y = Scan<num_scan_inputs = 1, body = b (int64[2] n) => (float[p,q] t) { t = Reshape(x, n) }>(k)"""
+    graph = GraphView(parsed("float[1,6] x", "float[a,b,c] y", nodes, k=np.array([[2, 3], [2, 3]])))
+    assert not any(isinstance(dim, int) for name in ("t", "y") for dim in (graph.shape(name) or ())[-2:])
+
+
+def test_a_scan_of_which_only_the_lengths_are_read() -> None:
+    """Once these are written down nothing reads the slices, which the Scan hands to its body nevertheless."""
+    nodes = """
+        [a] h = MatMul(x, w)
+        [scan] y = Scan<num_scan_inputs = 1, body = b (float[1,8] s) => (float[1] t) {
+            shape = Shape(s) first = Gather<axis = 0>(shape, zero) f = Cast<to = 1>(first) t = Mul(f, r) }>(h)
+        [c] z = MatMul(h, v)"""
+    weights = {"w": (6, 8), "v": (8, 3), "zero": np.array([0]), "r": (1,)}
+    model = parsed("float[4,1,6] x", "float[4,1] y, float[4,1,3] z", nodes, **weights)
+    check(model, pruned=["a"])
+
+
+def test_what_is_the_same_in_every_iteration_is_selected_once() -> None:
+    """In the body of the loop a Gather would run in every iteration."""
+    nodes = """
+        [a] a = MatMul(x, w)
+        [loop] y = Loop(n, , zero) <body = b (int64 i, bool g, float[1,6] s) => (bool h, float[1,6] t) {
+            h = Identity(g) [in] u = MatMul(a, k) t = Add(s, u) }>
+        [c] z = MatMul(a, v)"""
+    weights = {"w": (3, 8), "k": (8, 6), "v": (8, 2), "zero": np.zeros((1, 6), np.float32), "n": np.array(2)}
+    model = parsed("float[1,3] x", "float[1,6] y, float[1,2] z", nodes, **weights)
+    check(model, pruned=[])
+    traced = trace(model)
+    masks = {"loop/body/in": np.arange(8) % 2 == 0, "c": np.arange(8) < 4}
+    emitted = emit(model, traced, make_plan(traced, masks, Settings(Target(blocked=False), "gather")))
+    assert [node.op_type for node in body_of(emitted, "loop", "body").node] == ["Identity", "MatMul", "Add"]
+    assert [node.op_type for node in emitted.graph.node] == ["MatMul", "Slice", "Gather", "Loop", "MatMul"]
+
+
+def test_a_selection_for_a_branch_is_made_in_it() -> None:
+    """The other branch does without."""
+    model = branching()
+    traced = trace(model)
+    masks = {"if/then_branch/n": np.arange(8) % 2 == 0, "if/else_branch/n": np.arange(8) < 4, "z": np.arange(8) > 3}
+    emitted = emit(model, traced, make_plan(traced, masks, Settings(Target(blocked=False), "gather")))
+    operators = [node.op_type for node in body_of(emitted, "if", "then_branch").node]
+    assert operators == ["Gather", "MatMul"]
+
+
+# Counts
+
+
+def test_nodes_in_bodies_count() -> None:
+    nodes = BRANCHES.replace("p = MatMul(a, k)", "s = Gather<axis = 1>(a, i) p = MatMul(s, k)")
+    weights = {"w": (3, 8), "k": (2, 2), "l": (8, 2), "u": (8, 4), "i": np.array([0, 1])}
+    model = parsed("float[1,3] x, bool c", "float[1,2] y, float[1,4] v", nodes, **weights)
+    stats = model_stats(model, {"x": (1, 3), "c": ()})
+    assert (stats.nodes, stats.copies["Gather"]) == (7, 1)
+    assert stats.macs == 3 * 8 + 2 * 2 + 8 * 2 + 8 * 4
