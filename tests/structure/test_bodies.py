@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnx.backend.test.case.node import collect_testcases
 
-from tests.builders import run
+from tests.builders import Masked, run
 from tests.structure.bodies import parsed
 from tests.structure.checking import check
 from ucpe_onnx.analysis.counts import model_stats
@@ -18,6 +20,7 @@ from ucpe_onnx.model.bodies import fold, unfold
 from ucpe_onnx.model.bodies.markers import has_bodies
 from ucpe_onnx.model.naming import node_names
 from ucpe_onnx.passes import emit
+from ucpe_onnx.planning.checks import check_plan
 from ucpe_onnx.planning.make import Settings, make_plan
 from ucpe_onnx.runtime.target import Target
 
@@ -224,6 +227,38 @@ def test_what_is_the_same_in_every_iteration_is_selected_once() -> None:
     emitted = emit(model, traced, make_plan(traced, masks, Settings(Target(blocked=False), "gather")))
     assert [node.op_type for node in body_of(emitted, "loop", "body").node] == ["Identity", "MatMul", "Add"]
     assert [node.op_type for node in emitted.graph.node] == ["MatMul", "Slice", "Gather", "Loop", "MatMul"]
+
+
+def in_parts(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Emitted with everything in two blocks, and the layers in bodies as sums over them; equal to the masked model."""
+    traced = trace(model)
+    masks = {name: np.ones(consumer.channels, bool) for name, consumer in traced.consumers.items()}
+    plan = make_plan(traced, masks, Settings(Target(blocked=False), "union"))
+    segments = []
+    for segment in plan.segments:
+        blocks = (segment.order[:3], segment.order[3:])
+        lowerings = {name: "partial" if "/" in name else "concat" for name in segment.lowerings}
+        segments.append(replace(segment, blocks=blocks, lowerings=lowerings, split=True) if blocks[1] else segment)
+    emitted = emit(model, traced, check_plan(replace(plan, segments=tuple(segments)), traced, ""))
+    Masked(model, masks).check(emitted)
+    return emitted
+
+
+SCANNING = """
+    [a] a = Conv(x, w)
+    [scan] y = Scan<num_scan_inputs = 1, body = b (float[1,6,1,1] s, float[2] i) => (float[1,6,1,1] t) {
+        [in] t = Conv(source, k) }>(zero, slices)
+    [c] z = Conv(y, v)"""
+
+
+@pytest.mark.parametrize("source", ["x", "a"])
+def test_what_a_body_hands_out_is_made_in_it(source: str) -> None:
+    """Even if all that it is joined from, or summed, would be the same in every iteration."""
+    weights = {"w": (8, 6, 1, 1), "k": (6, {"x": 6, "a": 8}[source], 1, 1), "v": (2, 6, 1, 1), "slices": (2, 2)}
+    zero = np.zeros((1, 6, 1, 1), np.float32)
+    model = parsed("float[1,6,1,1] x", "float[1,2,1,1] z", SCANNING.replace("source", source), zero=zero, **weights)
+    body = body_of(in_parts(model), "scan", "body")
+    assert body.output[0].name in {name for node in body.node for name in node.output}
 
 
 def test_a_selection_for_a_branch_is_made_in_it() -> None:

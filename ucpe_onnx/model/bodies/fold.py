@@ -71,7 +71,7 @@ class _Folder:
         bodies = unfolding.bodies.values()
         self._names = {flat: own for body in bodies for flat, own in body.tensors.items()}
         self._owner = {flat: body.scope for body in bodies for flat in body.tensors}
-        self._known = self._scopes()
+        self._known, self._made_in = self._scopes(), self._makers_scopes()
         self._by_scope: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         self._readers: dict[str, set[str]] = defaultdict(set)
         for name in outputs:
@@ -81,12 +81,28 @@ class _Folder:
             for place, name in enumerate(node.input):
                 self._readers[name].add(self._read_in(node, place, scope))
 
+    def _scopes(self) -> dict[str, str]:
+        """The scope of every node of the unfolded model."""
+        nodes = self._unfolding.model.graph.node
+        known = {node.name: self._unfolding.scopes.get(node.name, "") for node in nodes}
+        return known | {node.name: known[control_of(node)] for node in nodes if node.domain == DOMAIN}
+
+    def _makers_scopes(self) -> dict[str, str]:
+        """The scope of the maker of every tensor of the unfolded model."""
+        made = (name for node in self._unfolding.model.graph.node for name in node.output if name)
+        return {name: self._owner.get(name, "") for name in made}
+
+    def _own_scope(self, node: onnx.NodeProto) -> str | None:
+        """The scope of a node that the model has, or that makes what a node of the model made; None for others."""
+        scopes = (self._made_in[name] for name in node.output if name in self._made_in)
+        return self._known.get(node.name, next(scopes, None))
+
     def _by_readers(self, nodes: list[onnx.NodeProto]) -> list[str | None]:
-        """The scope that each node comes from, of new ones the innermost that holds all readers; None without any."""
+        """The scope of each node, of new ones the innermost that holds all readers; None without any."""
         readers = {name: set(scopes) for name, scopes in self._readers.items()}
         found: list[str | None] = []
         for node in reversed(nodes):
-            scope = self._known.get(node.name)
+            scope = self._own_scope(node)
             if scope is None:
                 scopes = set().union(*(readers.get(name, ()) for name in node.output if name))
                 scope = self._innermost(scopes) if scopes else None
@@ -95,26 +111,18 @@ class _Folder:
                 readers.setdefault(name, set()).add(self._read_in(node, place, scope or ""))
         return found[::-1]
 
-    def _scopes(self) -> dict[str, str]:
-        """The scope of every node of the unfolded model."""
-        nodes = self._unfolding.model.graph.node
-        known = dict.fromkeys((node.name for node in nodes), "")
-        for body in self._unfolding.bodies.values():
-            known |= dict.fromkeys(body.nodes, body.scope)
-        known |= {node.name: known[control_of(node)] for node in nodes if node.domain == DOMAIN}
-        return known
-
     def _outwards(self, nodes: list[onnx.NodeProto], found: list[str | None]) -> list[str]:
         """Take new nodes out of the bodies that run again and again, as far as what they read allows."""
         made_in: dict[str, str] = dict(self._owner)
         scopes = []
         for node, inner in zip(nodes, found, strict=True):
-            scope = self._known.get(node.name)
+            scope = self._own_scope(node)
             if scope is None:
                 sources = (made_in.get(name, "") for name in node.input)
                 needed = max(sources, key=lambda source: len(self._chain(source)), default="")
                 scope = needed if inner is None else self._lifted(inner, needed)
-                made_in |= dict.fromkeys(node.output, scope)
+            for name in node.output:  # also what a node of the model makes under a new name
+                made_in.setdefault(name, scope)
             scopes.append(scope)
         return scopes
 
