@@ -10,7 +10,8 @@ Ours runs at onnxruntime's ``extended`` optimisation level, at which widths are 
 table is about what can go, not about how fast the rest is (``benchmarks.main_job`` is about that).
 
 onnxsim (``pip install -e ".[bench]"``) expects batch normalisations to be folded, so it gets the model as its own
-``simplify`` leaves it, and its share is relative to that. It prunes channels (residual streams among them) and whole
+``simplify`` leaves it. What its pruning removes of that is told as a share of the original, like ours: that simplifying
+drops the unused rows of a table is no pruning. It prunes channels (residual streams among them) and whole
 heads; the column after it says whether that is exact: whether its outputs are those of the simplified model with zeros
 for what layers read no longer. *With blocks and vocabulary* is what it removes with its other two passes besides. These
 are no pruning of channels: what a dropped block computed is lost, and tokens must be numbered anew to be fed.
@@ -77,11 +78,15 @@ def onnxsim(path: str, ratio: float) -> Row:
     expected, masked, found = (run(as_session(m), feeds) for m in (model, masked_as(simplified, pruned), pruned))
     if [value.shape for value in found] != [value.shape for value in expected]:
         raise ValueError("the outputs have other shapes")
-    before, after = (model_stats(each, shapes).parameters for each in (simplified, pruned))
-    row: Row = {"before": before, "after": after, "apart": farthest(found, masked)}
     further = tool.apply_transformer_block_pruning(pruned, sparsity=ratio)
     further = tool.apply_embedding_vocab_magnitude_pruning(further, sparsity=ratio).model
-    return row | {"further": 1 - model_stats(further, shapes).parameters / max(before, 1)}
+    whole, before, after, last = (model_stats(each, shapes).parameters for each in (model, simplified, pruned, further))
+    return {
+        "before": whole,
+        "after": whole - (before - after),
+        "apart": farthest(found, masked),
+        "further": (before - last) / max(whole, 1),
+    }
 
 
 def masked_as(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
