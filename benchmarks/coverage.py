@@ -10,7 +10,11 @@ Ours runs at onnxruntime's ``extended`` optimisation level, at which widths are 
 table is about what can go, not about how fast the rest is (``benchmarks.main_job`` is about that).
 
 onnxsim (``pip install -e ".[bench]"``) expects batch normalisations to be folded, so it gets the model as its own
-``simplify`` leaves it, and its share is relative to that.
+``simplify`` leaves it. What its pruning removes of that is told as a share of the original, like ours: that simplifying
+drops the unused rows of a table is no pruning. It prunes channels (residual streams among them) and whole
+heads; the column after it says whether that is exact: whether its outputs are those of the simplified model with zeros
+for what layers read no longer. *With blocks and vocabulary* is what it removes with its other two passes besides. These
+are no pruning of channels: what a dropped block computed is lost, and tokens must be numbered anew to be fed.
 """
 
 from __future__ import annotations
@@ -25,9 +29,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx.numpy_helper import from_array, to_array
 from rich.console import Console
 
+from benchmarks.families import graphs
 from models import ARCHITECTURES, build
 from ucpe_onnx import prune
 from ucpe_onnx.analysis.counts import model_stats
@@ -36,7 +44,10 @@ from ucpe_onnx.runtime.session import as_session, run
 
 Row = dict[str, Any]
 
-HEADER = "| model | parameters | ours | seconds | onnxsim | seconds | most frozen channels: why |"
+HEADER = (
+    "| model | parameters | ours | seconds | onnxsim | seconds | its outputs | with blocks and vocabulary"
+    " | most frozen channels: why |"
+)
 
 
 def ours(path: str, ratio: float) -> Row:
@@ -55,7 +66,7 @@ def ours(path: str, ratio: float) -> Row:
 
 
 def onnxsim(path: str, ratio: float) -> Row:
-    """Simplify, prune and run."""
+    """Simplify, prune channels and heads, run, and compare with the masked model; then blocks and vocabulary."""
     import onnxsim as tool  # noqa: PLC0415  # an optional dependency
 
     model = onnx.load(path)
@@ -63,12 +74,60 @@ def onnxsim(path: str, ratio: float) -> Row:
     shapes = {name: value.shape for name, value in feeds.items()}
     simplified, _ = tool.simplify(model)
     pruned = tool.apply_structured_pruning(simplified, sparsity=ratio)
-    expected, found = (run(as_session(each), feeds) for each in (model, pruned))
+    pruned = tool.apply_attention_head_pruning(pruned, sparsity=ratio)
+    expected, masked, found = (run(as_session(m), feeds) for m in (model, masked_as(simplified, pruned), pruned))
     if [value.shape for value in found] != [value.shape for value in expected]:
         raise ValueError("the outputs have other shapes")
-    before, after = (model_stats(each, shapes).parameters for each in (simplified, pruned))
-    return {"before": before, "after": after}
+    further = tool.apply_transformer_block_pruning(pruned, sparsity=ratio)
+    further = tool.apply_embedding_vocab_magnitude_pruning(further, sparsity=ratio).model
+    whole, before, after, last = (model_stats(each, shapes).parameters for each in (model, simplified, pruned, further))
+    return {
+        "before": whole,
+        "after": whole - (before - after),
+        "apart": farthest(found, masked),
+        "further": (before - last) / max(whole, 1),
+    }
 
+
+def masked_as(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with zeros for what layers of a pruned one read no longer: what that should compute.
+
+    Which input channels a layer has kept is seen from its weights' values, which are random and so tell it.
+
+    Raises:
+        ValueError: the pruned model has no weight of this name.
+    """
+    masked = onnx.ModelProto()
+    masked.CopyFrom(model)
+    stored = {tensor.name: tensor for graph in graphs(masked.graph) for tensor in graph.initializer}
+    left = {tensor.name: to_array(tensor) for graph in graphs(pruned.graph) for tensor in graph.initializer}
+    for node in (node for graph in graphs(model.graph) for node in graph.node):
+        axis = READ_AXES.get(node.op_type)
+        name = node.input[1] if axis is not None else ""
+        if axis is None or name not in stored:
+            continue
+        weight = to_array(stored[name])
+        if name not in left:
+            raise ValueError(f"the weight of {node.name} has gone")
+        if node.op_type == "Gemm":
+            axis = int(next((a.i for a in node.attribute if a.name == "transB"), 0))
+        if left[name].shape != weight.shape:
+            others = tuple(other for other in range(weight.ndim) if other != axis % weight.ndim)
+            present = np.isin(weight, left[name]).mean(axis=others, keepdims=True)  # by chance some always are
+            kept = present > 0.5 * present.max()
+            stored[name].CopyFrom(from_array(np.where(kept, weight, weight.dtype.type(0)), name))
+    return masked
+
+
+def farthest(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> float:
+    """The largest difference of outputs, over the largest element where that is above one."""
+    pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a.size and a.dtype.kind == "f"]
+    return max((float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs), default=0.0)
+
+
+READ_AXES = {"Conv": 1, "ConvTranspose": 0, "MatMul": -2, "Gemm": 0}
+"""The axis of a weight that belongs to the channels that are read; transB turns a Gemm's."""
+EXACT = 1e-3
 
 TOOLS = {"ours": ours, "onnxsim": onnxsim}
 
@@ -96,6 +155,11 @@ def table_line(name: str, rows: dict[str, Row]) -> str:
     for tool in TOOLS:
         row = rows.get(tool, {"error": "not run", "seconds": 0})
         cells += [f"fails: {row['error'][:60]}" if "error" in row else f"{row['removed']:.1%}", f"{row['seconds']:.0f}"]
+    row = rows.get("onnxsim", {})
+    cells += [
+        ("exact" if row["apart"] <= EXACT else f"{row['apart']:.1g} apart") if "apart" in row else "",
+        f"{row['further']:.1%}" if "further" in row and round(row["further"] - row["removed"], 3) else "",
+    ]
     frozen = rows["ours"].get("frozen", {})
     cells.append("; ".join(f"{count}: {reason[:70]}" for reason, count in list(frozen.items())[:2]))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -115,7 +179,7 @@ def main() -> None:
         print(json.dumps(TOOLS[args.row](args.models[0], args.ratio)))
         return
     results: dict[str, dict[str, Row]] = {}
-    lines = [HEADER, "|---|--:|--:|--:|--:|--:|---|"]
+    lines = [HEADER, "|---|--:|--:|--:|--:|--:|---|--:|---|"]
     console = Console(width=200, highlight=False)
     console.print("\n".join(lines), markup=False)
     with tempfile.TemporaryDirectory() as folder:

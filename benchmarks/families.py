@@ -93,7 +93,8 @@ class Weights:
     Attributes:
         share: Of those that consumers read, the part that reads or makes prunable channels.
         share_of_all: The same of all, those of depthwise convolutions among them; what no consumer reads stays.
-        staying: For each kind of reason, the part of all that stays for it; reasons of one weight have equal parts.
+        staying: For each kind of reason, the part of all that stays for it; reasons of one weight have parts by the
+            channels that they freeze.
     """
 
     share: float
@@ -106,9 +107,10 @@ def weights_of(model: onnx.ModelProto, traced: Trace) -> Weights:
     sizes = {consumer.use.weight: _size(traced, consumer) for consumer in traced.consumers.values()}
     staying: Counter[str] = Counter()
     for consumer in {consumer.use.weight: consumer for consumer in traced.consumers.values()}.values():
-        reasons = sorted(set(map(kind, traced.segments[consumer.segment].reasons))) or ["no reason"]
-        for reason in reasons:
-            staying[reason] += sizes[consumer.use.weight] * _frozen(traced, consumer) / len(reasons)
+        frozen_by = traced.segments[consumer.segment].frozen_by
+        for reason, count in frozen_by.items():
+            part = count / sum(frozen_by.values())
+            staying[kind(reason)] += sizes[consumer.use.weight] * _frozen(traced, consumer) * part
     total = sum(sizes.values())
     for size, node in _others(model, sizes):
         total += size

@@ -1,6 +1,6 @@
 """What can be pruned in ONNX files, and whether random masks come out right in every lowering.
 
-    python -m benchmarks.files a.onnx b.onnx ... [--share 0.3] [--markdown] [--json FILE]
+    python -m benchmarks.files a.onnx b.onnx ... [--share 0.3] [--lowerings auto gather] [--markdown] [--json FILE]
 
 For each file: its consumers, the share of their weights that reads or makes prunable channels, the same of all weights,
 and what became of random masks: the emitted model equals the masked one in onnxruntime (and has fewer weights), or was
@@ -99,7 +99,7 @@ def weights(model: onnx.ModelProto) -> int:
     return sum(int(np.prod(tensor.dims)) for tensor in stored)
 
 
-def examine(path: str, share: float, seed: int) -> None:
+def examine(path: str, share: float, seed: int, lowerings: Sequence[str]) -> None:
     """Look at one file; prints a row after each step, the last of which is complete."""
     try:
         model = open_source(path).model
@@ -122,7 +122,7 @@ def examine(path: str, share: float, seed: int) -> None:
     except UcpeError as error:
         print(json.dumps(row | {"refused": " ".join(str(error).split())}))
         return
-    for lowering in LOWERING_RULES if masks else ():
+    for lowering in lowerings if masks else ():
         row["lowerings"][lowering] = emitted_result(model, traced, masks, lowering, feeds)
         print(json.dumps(row), flush=True)
 
@@ -143,9 +143,10 @@ def emitted_result(
     return {"result": EQUAL, "removed": round(1 - weights(emitted) / weights(model), 4)}
 
 
-def measure(file: Path, share: float, seed: int, limit: float) -> Row:
+def measure(file: Path, share: float, seed: int, lowerings: Sequence[str], limit: float) -> Row:
     """One file, in a process of its own: what is known of it, with "error" if that is not all."""
     command = [sys.executable, "-m", "benchmarks.files", "--row", str(file), "--share", str(share), "--seed", str(seed)]
+    command += ["--lowerings", *lowerings]
     start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
@@ -272,20 +273,21 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE.onnx")
     parser.add_argument("--share", type=float, default=0.3, help="share of the prunable slots that goes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lowerings", nargs="+", choices=LOWERING_RULES, default=list(LOWERING_RULES), metavar="NAME")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for each file")
     parser.add_argument("--markdown", action="store_true", help="print the table as markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write everything")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        examine(args.row, args.share, args.seed)
+        examine(args.row, args.share, args.seed, args.lowerings)
         return 0
     if not args.files:
         parser.error("give at least one file")
     progress = Console(stderr=True, highlight=False)
     rows: dict[str, Row] = {}
     for name, file in zip(names_of(args.files), args.files, strict=True):
-        rows[name] = measure(file, args.share, args.seed, args.limit)
+        rows[name] = measure(file, args.share, args.seed, args.lowerings, args.limit)
         line = f"[{len(rows)}/{len(args.files)}] {'; '.join(cell for cell in cells(name, rows[name]) if cell)} s"
         progress.print(line, markup=False, soft_wrap=True)
         if args.json:

@@ -1,4 +1,4 @@
-"""Export torchvision's and timm's own networks, with random weights: graphs that nobody wrote for this compiler.
+"""Export torchvision's and timm's own networks, and a few of ``torch_nets.py``, with random weights, from PyTorch.
 
     python -m models.recipes.torch_zoo FOLDER [torchvision/resnet18 timm/ghostnet_100 ...] [--image 64]
 
@@ -33,6 +33,8 @@ except ModuleNotFoundError as error:
 
 from torch import nn
 
+from models.recipes.torch_nets import NETWORKS
+
 OPSETS = {"torchscript": 17, "dynamo": 18}
 """Opset of each exporter; the newer one writes nothing older than 18."""
 LARGER_IMAGES = {"torchvision/inception_v3": 299, "timm/halonet26t": 256}
@@ -53,7 +55,11 @@ _TIMM = """
     fastvit_t8 mobilenetv4_conv_small inception_next_tiny nf_resnet26 xcit_nano_12_p16_224 crossvit_tiny_240
     visformer_tiny starnet_s1 repghostnet_050 regnetx_002
 """
-ZOO = (*(f"torchvision/{name}" for name in _TORCHVISION.split()), *(f"timm/{name}" for name in _TIMM.split()))
+ZOO = (
+    *(f"torchvision/{name}" for name in _TORCHVISION.split()),
+    *(f"timm/{name}" for name in _TIMM.split()),
+    *(f"torch/{name}" for name in NETWORKS),
+)
 
 
 class FirstOutput(nn.Module):
@@ -73,13 +79,16 @@ def make(entry: str, image: int) -> tuple[nn.Module, torch.Tensor]:
     """Make a network of the zoo and an input for it.
 
     Args:
-        entry: ``timm/<name>`` or ``torchvision/[segmentation/|video/]<name>``.
+        entry: ``timm/<name>``, ``torchvision/[segmentation/|video/]<name>``, or ``torch/<name>`` of `NETWORKS`.
         image: height and width of the image, where the network leaves the choice.
 
     Returns:
         The network, ready for inference, and a batch of one.
     """
     library, *kind, name = entry.split("/")
+    if library == "torch":
+        made, shape = NETWORKS[name]
+        return liven(made(), shape), torch.randn(shape)
     size = max(image, LARGER_IMAGES.get(entry, 0))
     if library == "timm":
         network = timm.create_model(name, pretrained=False)
@@ -182,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Export, compare and report."""
     parser = argparse.ArgumentParser(prog="python -m models.recipes.torch_zoo", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where to write the files")
-    parser.add_argument("networks", nargs="*", metavar="NETWORK", help="for example timm/dla34 (default: 60 of them)")
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help="for example timm/dla34 (default: 68 of them)")
     parser.add_argument("--image", type=int, default=64, help="image size, where the network allows it (default: 64)")
     parser.add_argument("--exporter", choices=(*OPSETS, "both"), default="both", help="default: both")
     parser.add_argument("--dynamic", action="store_true", help="leave the batch size free")
