@@ -35,8 +35,8 @@ import onnx
 from onnx.numpy_helper import from_array, to_array
 from rich.console import Console
 
-from benchmarks.families import graphs
 from models import ARCHITECTURES, build
+from models.emitter import graphs
 from ucpe_onnx import prune
 from ucpe_onnx.analysis.counts import model_stats
 from ucpe_onnx.runtime.random_feeds import find_feeds
