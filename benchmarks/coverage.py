@@ -35,8 +35,8 @@ import onnx
 from onnx.numpy_helper import from_array, to_array
 from rich.console import Console
 
-from benchmarks.families import graphs
 from models import ARCHITECTURES, build
+from models.emitter import graphs
 from ucpe_onnx import prune
 from ucpe_onnx.analysis.counts import model_stats
 from ucpe_onnx.runtime.random_feeds import find_feeds
@@ -48,6 +48,10 @@ HEADER = (
     "| model | parameters | ours | seconds | onnxsim | seconds | its outputs | with blocks and vocabulary"
     " | most frozen channels: why |"
 )
+
+READ_AXES = {"Conv": 1, "ConvTranspose": 0, "MatMul": -2, "Gemm": 0}
+"""The axis of a weight that belongs to the channels that are read; transB turns a Gemm's."""
+EXACT = 1e-3
 
 
 def ours(path: str, ratio: float) -> Row:
@@ -102,21 +106,28 @@ def masked_as(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProt
     stored = {tensor.name: tensor for graph in graphs(masked.graph) for tensor in graph.initializer}
     left = {tensor.name: to_array(tensor) for graph in graphs(pruned.graph) for tensor in graph.initializer}
     for node in (node for graph in graphs(model.graph) for node in graph.node):
-        axis = READ_AXES.get(node.op_type)
-        name = node.input[1] if axis is not None else ""
-        if axis is None or name not in stored:
+        name = node.input[1] if node.op_type in READ_AXES else ""
+        if name not in stored:
             continue
-        weight = to_array(stored[name])
         if name not in left:
             raise ValueError(f"the weight of {node.name} has gone")
-        if node.op_type == "Gemm":
-            axis = int(next((a.i for a in node.attribute if a.name == "transB"), 0))
+        weight = to_array(stored[name])
         if left[name].shape != weight.shape:
-            others = tuple(other for other in range(weight.ndim) if other != axis % weight.ndim)
-            present = np.isin(weight, left[name]).mean(axis=others, keepdims=True)  # by chance some always are
-            kept = present > 0.5 * present.max()
-            stored[name].CopyFrom(from_array(np.where(kept, weight, weight.dtype.type(0)), name))
+            zeroed = np.where(_kept(node, weight, left[name]), weight, weight.dtype.type(0))
+            stored[name].CopyFrom(from_array(zeroed, name))
     return masked
+
+
+def _kept(node: onnx.NodeProto, weight: npt.NDArray[Any], left: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which elements of a weight read channels, each group its own, of which something is left."""
+    numbers = {attribute.name: attribute.i for attribute in node.attribute}
+    axis = numbers.get("transB", 0) if node.op_type == "Gemm" else READ_AXES[node.op_type] % weight.ndim
+    groups = numbers.get("group", 1) if node.op_type == "Conv" else 1
+    parted = np.isin(weight, left).reshape(groups, -1, *weight.shape[1:])
+    others = tuple(other for other in range(1, parted.ndim) if other != axis + 1)
+    present = parted.mean(axis=others, keepdims=True)  # by chance some always are
+    kept: npt.NDArray[np.bool_] = np.broadcast_to(present > 0.5 * present.max(), parted.shape).reshape(weight.shape)
+    return kept
 
 
 def farthest(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) -> float:
@@ -124,10 +135,6 @@ def farthest(found: list[npt.NDArray[Any]], expected: list[npt.NDArray[Any]]) ->
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if a.size and a.dtype.kind == "f"]
     return max((float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs), default=0.0)
 
-
-READ_AXES = {"Conv": 1, "ConvTranspose": 0, "MatMul": -2, "Gemm": 0}
-"""The axis of a weight that belongs to the channels that are read; transB turns a Gemm's."""
-EXACT = 1e-3
 
 TOOLS = {"ours": ours, "onnxsim": onnxsim}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from models.emitter import graphs
 from ucpe_onnx.analysis.structure import Consumer, Trace
 from ucpe_onnx.inspect import prunable_share
 
@@ -33,16 +34,6 @@ _WEIGHTS = {
     *(onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16),
     *(onnx.TensorProto.INT8, onnx.TensorProto.UINT8),
 }
-
-
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph, and all graphs within it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from graphs(inner)
 
 
 def family(model: onnx.ModelProto) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 
-from .emitter import Array, Shape, Value, fan_in_std, initializers
+from .emitter import Array, Shape, Value, fan_in_std, graphs
 from .functions import Functions, Sizes, expanded, pooled_sizes
 
 _SQUEEZE_GAIN = 0.15
@@ -353,6 +353,7 @@ def count_parameters(model: onnx.ModelProto) -> int:
     floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
     return sum(
         math.prod(tensor.dims)
-        for tensor in initializers(model.graph)
+        for graph in graphs(model.graph)
+        for tensor in graph.initializer
         if tensor.data_type in floating and tensor.dims and tensor.name not in statistics
     )

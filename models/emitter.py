@@ -162,10 +162,12 @@ class Emitter:
         self._graph.outputs = [value.tensor for value in ends]
         model: onnx.ModelProto = gs.export_onnx(self._graph, producer_name="ucpe-onnx-models")
         # The export copies every tensor four times, seconds for a large network: it sees empty ones, filled in here.
-        for tensor in initializers(model.graph):
-            values = self._parameters[tensor.name]
-            tensor.dims[:] = values.shape
-            tensor.raw_data = values.tobytes()
+        for graph in graphs(model.graph):
+            del graph.value_info[:]  # graphsurgeon declares in a body what that captures; PyTorch doesn't
+            for tensor in graph.initializer:
+                values = self._parameters[tensor.name]
+                tensor.dims[:] = values.shape
+                tensor.raw_data = values.tobytes()
         model.ir_version = _IR_VERSION_UP_TO_OPSET_17 if self.opset <= 17 else _IR_VERSION_FROM_OPSET_18
         return model
 
@@ -185,13 +187,13 @@ class Emitter:
         return f"{name}_{seen}" if seen else name
 
 
-def initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Of the graph and of all graphs within it."""
-    yield from graph.initializer
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and all graphs within it."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from initializers(attribute.g)
+                yield from graphs(attribute.g)
 
 
 def fan_in_std(fan_in: int, power: float) -> float:
