@@ -108,16 +108,24 @@ def _mask_body(
         masked = _masked(alone, masks, frozenset(around))
     except MaskError as error:
         raise MaskError(f"{where}: {error}") from error
-    kept = [tensor for tensor in masked.graph.initializer if tensor.name not in around]
+    edited = [tensor for tensor in masked.graph.initializer if tensor.name not in around]
     body.ClearField("node")
-    body.node.extend(masked.graph.node)
     body.ClearField("initializer")
-    body.initializer.extend(kept)
+    for tensor in edited:
+        if tensor.name in stored or model.ir_version >= _FREE_INITIALIZERS:
+            body.initializer.append(tensor)
+        else:
+            body.node.append(onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+    body.node.extend(masked.graph.node)
 
 
 def _reads(graph: onnx.GraphProto) -> list[str]:
     """Everything that a graph and its bodies read."""
     return [name for node in graph.node for name in node.input if name] + _read_elsewhere(graph)
+
+
+_FREE_INITIALIZERS = 4
+"""The IR version from which on bodies may hold initializers that are not their inputs."""
 
 
 @dataclass(frozen=True)

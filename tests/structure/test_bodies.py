@@ -146,6 +146,22 @@ def test_a_loop_that_is_called_as_a_marker(name: str) -> None:
     check(model, pruned=[model.graph.node[0].name] if name != "loop" else [])
 
 
+def test_a_weight_of_layers_in_all_graphs() -> None:
+    """Each keeps other channels of it; none of the copies may bear the name of one further out."""
+    nodes = """
+        [a] a = MatMul(x, w)
+        [if] y = If(c) <
+            then_branch = t () => (float[1,2] p) { [n] p = MatMul(a, k) },
+            else_branch = e () => (float[1,2] q) { [o] r = MatMul(a, k) [if] q = If(d) <
+                then_branch = t2 () => (float[1,2] p2) { [n] p2 = MatMul(a, k) },
+                else_branch = e2 () => (float[1,2] q2) { [m] q2 = Identity(r) }> }>
+        [z] v = MatMul(a, k)"""
+    weights = {"w": (3, 8), "k": (8, 2), "d": np.array(True)}
+    model = parsed("float[1,3] x, bool c", "float[1,2] y, float[1,2] v", nodes, **weights)
+    traced = check(model, pruned=[], feeds=both_ways())
+    assert "if/else_branch/if/then_branch/n" in traced.consumers
+
+
 # Iterations
 
 
@@ -269,6 +285,85 @@ def test_a_selection_for_a_branch_is_made_in_it() -> None:
     emitted = emit(model, traced, make_plan(traced, masks, Settings(Target(blocked=False), "gather")))
     operators = [node.op_type for node in body_of(emitted, "if", "then_branch").node]
     assert operators == ["Gather", "MatMul"]
+
+
+# Bodies in bodies, and forms of Loop and Scan
+
+LOOP = """{out} = Loop(n, , {init}) <body = {name} (int64 {name}i, bool {name}g, float[1,8] {name}s)
+    => (bool {name}h, float[1,8] {name}t) {{ {name}h = Identity({name}g) {inside} }}>"""
+IF = """{out} = If(c) <then_branch = {name}1 () => (float[1,8] {name}t) {{ {inside} }},
+    else_branch = {name}2 () => (float[1,8] {name}e) {{ {name}e = Neg({init}) }}>"""
+SCAN = """{out} = Scan<num_scan_inputs = 1, body = {name} (float[1,8] {name}s, float[2] {name}i)
+    => (float[1,8] {name}t) {{ {inside} }}>({init}, slices)"""
+
+
+@pytest.mark.parametrize("outer", [LOOP, IF, SCAN], ids=["loop", "if", "scan"])
+@pytest.mark.parametrize("inner", [LOOP, IF, SCAN], ids=["loop", "if", "scan"])
+def test_bodies_in_bodies(outer: str, inner: str) -> None:
+    """The inner one reads a layer's channels two graphs further out, and the state of the outer one."""
+    state = "a" if outer == IF else "os"
+    deepest = f"pm = MatMul({state if inner == IF else 'ps'}, k) pr = Relu(pm) pn = MatMul(pr, k2) pt = Add(pn, b)"
+    made = inner.format(out="ou", init=state, name="p", inside=deepest)
+    nodes = "[a] a = MatMul(x, w) [b] b = MatMul(x, w2)" + outer.format(
+        out="y", init="a", name="o", inside=f"{made} ot = Add(ou, a)"
+    )
+    weights = {"w": (3, 8), "w2": (3, 8), "k": (8, 6), "k2": (6, 8), "v": (8, 2), "slices": (2, 2), "n": np.array(2)}
+    model = parsed("float[1,3] x, bool c", "float[1,2] z", f"{nodes} [c] z = MatMul(y, v)", **weights)
+    traced = check(model, pruned=[], feeds=both_ways())
+    assert sum(name.count("/") == 4 for name in traced.consumers) == 2
+    assert all(consumer.prunable.all() for name, consumer in traced.consumers.items() if name not in ("a", "b"))
+    assert_comes_back(model)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_a_scan_along_other_axes_and_backwards(axis: int) -> None:
+    """It runs along the second axis, and puts its slices together along the last but one or the last."""
+    more = f"scan_input_axes = [1], scan_output_axes = [{axis}], scan_input_directions = [1]"
+    nodes = f"""
+        [a] a = MatMul(x, w)
+        [scan] s, y = Scan<num_scan_inputs = 1, {more}, body = b (float[2,8] s0, float[2,8] i)
+            => (float[2,8] s1, float[2,8] t) {{ [in] m = MatMul(i, k) s1 = Add(s0, m) t = Tanh(s1) }}>(zero, a)
+        [s] s2 = MatMul(s, v)
+        back = Transpose<perm = {[0, 1, 2] if axis == 1 else [0, 2, 1]}>(y)
+        [y] y2 = MatMul(back, u)"""
+    weights = {"w": (3, 8), "k": (8, 8), "v": (8, 2), "u": (8, 2), "zero": np.zeros((2, 8), np.float32)}
+    model = parsed("float[2,4,3] x", "float[2,2] s2, float[2,4,2] y2", nodes, **weights)
+    traced = check(model, pruned=["a"])
+    assert traced.consumers["y"].prunable.all() and traced.consumers["y"].segment == traced.consumers["s"].segment
+
+
+def test_a_loop_that_runs_as_long_as_its_channels_say() -> None:
+    """The condition reads the state's channels through a layer of its own."""
+    nodes = """
+        [a] a = MatMul(x, w)
+        [loop] y = Loop(, c, a) <body = b (int64 i, bool g, float[1,8] s) => (bool h, float[1,8] t) {
+            [next] t = MatMul(s, k) [judge] j = MatMul(t, one) total = ReduceSum<keepdims = 0>(j)
+            small = Less(total, bound) few = Less(i, three) h = And(small, few) }>
+        [z] z = MatMul(y, v)"""
+    weights = {
+        "w": (3, 8),
+        "k": (8, 8),
+        "one": (8, 1),
+        "v": (8, 2),
+        "three": np.array(3),
+        "bound": np.array(0.5, np.float32),
+    }
+    model = parsed("float[1,3] x, bool c", "float[1,2] z", nodes, **weights)
+    traced = check(model, pruned=[], feeds=both_ways())
+    assert all(consumer.prunable.all() for name, consumer in traced.consumers.items() if name != "a")
+
+
+def test_old_models_whose_bodies_hold_constants_as_nodes() -> None:
+    """Models of IR version 3 have no initializers that are not inputs, and get none."""
+    nodes = """
+        [a] a = MatMul(x, w)
+        [if] y = If(c) <then_branch = t () => (float[1,2] p) { [n] p = MatMul(a, k) },
+            else_branch = e () => (float[1,2] q) { k2 = Neg(k) [m] q = MatMul(a, k2) }>"""
+    inputs = "float[1,3] x, bool c, float[3,8] w, float[8,2] k"
+    model = parsed(inputs, "float[1,2] y", nodes, ir_version=3, w=(3, 8), k=(8, 2))
+    model.opset_import[0].version = 11
+    traced = check(model, pruned=["a"], feeds=both_ways())
+    assert {"if/then_branch/n", "if/else_branch/m"} <= set(traced.consumers)
 
 
 # Counts
