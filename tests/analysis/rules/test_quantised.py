@@ -168,3 +168,16 @@ def test_codec_that_nothing_reads() -> None:
     y = net.conv(net.input("x", (1, 3, 4, 4)), 4, name="a")
     net.op("DequantizeLinear", net.weight(np.array([18], np.int8)), net.weight(np.float32(0.02)))
     check_emission(net.output(net.conv(y, 2, name="b")).model(), {"b": [1]}, target=PLAIN)
+
+
+def test_quantised_constant_that_several_nodes_read() -> None:
+    """It stays as it is, and with it the channels that it joins; the nodes that join it are followed."""
+    net = Net()
+    x = net.input("x", (1, 3, 4, 4))
+    a, c = net.conv(x, 4, name="a"), net.conv(x, 4, name="c")
+    constant = net.op("DequantizeLinear", net.weight(np.ones((1, 3, 4, 4), np.int8)), net.weight(np.float32(0.02)))
+    total = net.op("Add", net.op("Concat", constant, a, axis=1), net.op("Concat", constant, c, axis=1))
+    model = net.output(net.conv(total, 2, name="b")).model()
+    assert trace(model).consumers["b"].prunable.tolist() == [False] * 3 + [True] * 4
+    emitted = check_emission(model, {"b": [1, 3, 6]}, target=PLAIN)
+    assert made_by(emitted, "a") == made_by(emitted, "c") == 2

@@ -20,8 +20,7 @@ def codec(tracer: Tracer, node: Node) -> None:
     """
     out = node.outputs[0]
     if isinstance(tracer.operand(node, 0), tuple):
-        readers = tracer.graph.readers[out]
-        if len(readers) != 1 or constant_use(tracer.graph, *readers[0]) is None:
+        if not _belongs_to_reader(tracer, node):
             tracer.freeze_node(node, f"quantised constant with several readers: {node.op_type} at {node.name}")
         return
     if int(node.attributes.get("block_size", 0)):
@@ -29,6 +28,12 @@ def codec(tracer: Tracer, node: Node) -> None:
         return
     tracer.pass_through(node, node.inputs[0], out)
     _parameters_follow(tracer, node, out)
+
+
+def _belongs_to_reader(tracer: Tracer, node: Node) -> bool:
+    """Whether a codec that a constant passes is a part of the way to the only node that reads it."""
+    readers = tracer.graph.readers[node.outputs[0]]
+    return len(readers) == 1 and constant_use(tracer.graph, *readers[0]) is not None
 
 
 def dynamic(tracer: Tracer, node: Node) -> None:
@@ -46,6 +51,8 @@ def link_codecs(tracer: Tracer) -> None:
         if key != (node.index, 0):  # an activation, or a constant that another codec has passed
             continue
         for passed in codecs_behind(tracer.graph, key):
+            if not _belongs_to_reader(tracer, passed):  # frozen, and known to its readers as no constant
+                break
             tracer.pass_through(passed, key, passed.outputs[0])
             _parameters_follow(tracer, passed, key)
 
